@@ -1,0 +1,5 @@
+//go:build !linux
+
+package proc
+
+var helpers map[string]func() int

@@ -1,0 +1,367 @@
+package proc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Holds reports whether a process has a descriptor of the socket with this inode, which /proc/PID/fd shows as
+// "socket:[inode]". The error is fs.ErrPermission where this cannot be seen, fs.ErrNotExist where there is no such
+// process. Low descriptors are looked at first, and none after the match.
+//
+// A socket can be held without a descriptor of its process: by a message that carries it, unix(7), by io_uring, and
+// by a thread with a descriptor table of its own, unshare(2). These are not seen.
+func Holds(pid int, inode uint64) (bool, error) {
+	if pid < 1 {
+		return false, &goneError{pid}
+	}
+	if inode == 0 {
+		return false, nil
+	}
+	holds := false
+	v := newVisitor([]uint64{inode})
+	err := v.visit(pid, everyDescriptor, func(uint64) (ended bool) {
+		holds = true
+		return true
+	})
+	return holds, err
+}
+
+// Holders finds the processes that hold the sockets with these inodes.
+//
+// With first it stops as soon as every socket has one holder, and found has one of each. It looks where a holder is
+// likely first: in the newest processes, and at the descriptors 3 to 15 of every process before the rest. Without, it
+// looks at every process whole, so that found has also the children that inherited a socket. Holders are ordered by
+// pid, highest first; a socket without a holder has no entry.
+//
+// Complete is false where a holder may have been missed: a process had to be looked at and this user may not inspect
+// it, or is not even shown it (hidepid, proc(5)). Then "nobody" means nothing. As with [Holds], what holds a socket
+// without a descriptor is missed, and so is a process in a pid namespace that is not visible from ours. A process
+// that starts or ends meanwhile is no error; one that is forked meanwhile may be missed. A child of any holder, also one
+// of this process, holds the sockets itself between its fork and its exec.
+//
+// Where ctx ends, its error is returned with what was found until then.
+func Holders(ctx context.Context, inodes []uint64, first bool) (found map[uint64][]int, complete bool, err error) {
+	s := newSearch(inodes, first)
+	if s.ended() {
+		return s.found, true, ctx.Err()
+	}
+	pids, err := newestPIDs()
+	if err != nil {
+		return s.found, false, err
+	}
+	c := &crawl{search: s, pids: pids}
+	if first {
+		c.run(ctx, likelyDescriptors)
+		c.run(ctx, unlikelyDescriptors)
+	} else {
+		c.run(ctx, everyDescriptor)
+	}
+	complete = c.err == nil && (s.ended() || !c.denied && !hidden(pids))
+	return s.result(), complete, c.err
+}
+
+// For fewer processes than these, a second goroutine costs more than it saves.
+const crowd = 64
+
+// A crawl goes through the descriptors of many processes.
+type crawl struct {
+	pids []int
+	next atomic.Int64 // index of the next pid that no worker has taken
+	over atomic.Bool  // set with mu held, read without by workers that need not go on
+
+	mu     sync.Mutex
+	search *search
+	denied bool  // some process could not be inspected
+	err    error // the first one
+}
+
+// run looks at some descriptors of every process, unless the crawl is over already, and returns when all workers have.
+// Two workers halve the time; it is spent in the kernel, so more of them take cores from the program that is served.
+func (c *crawl) run(ctx context.Context, r descriptors) {
+	c.next.Store(0)
+	var wg sync.WaitGroup
+	if len(c.pids) > crowd && runtime.GOMAXPROCS(0) > 1 {
+		wg.Go(func() { c.work(ctx, r) })
+	}
+	c.work(ctx, r)
+	wg.Wait()
+}
+
+func (c *crawl) work(ctx context.Context, r descriptors) {
+	v := newVisitor(c.search.wanted)
+	for !c.over.Load() {
+		i := int(c.next.Add(1)) - 1
+		if i >= len(c.pids) {
+			return
+		}
+		if err := ctx.Err(); err != nil {
+			c.fail(err)
+			return
+		}
+		pid := c.pids[i]
+		err := v.visit(pid, r, func(inode uint64) (ended bool) { return c.add(inode, pid) })
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			c.fail(err)
+		}
+	}
+}
+
+func (c *crawl) add(inode uint64, pid int) (ended bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ended = c.search.add(inode, pid)
+	if ended {
+		c.over.Store(true)
+	}
+	return ended
+}
+
+// fail records that a process could not be inspected, or ends the crawl with an error.
+func (c *crawl) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if errors.Is(err, fs.ErrPermission) {
+		c.denied = true
+		return
+	}
+	if c.err == nil {
+		c.err = err
+	}
+	c.over.Store(true)
+}
+
+// A descriptors is a part of a process's descriptors.
+type descriptors int
+
+const (
+	everyDescriptor     descriptors = iota
+	likelyDescriptors               // from 3, the first that a program opens itself, to 15
+	unlikelyDescriptors             // the others
+)
+
+// part reports whether fd belongs to r, and whether none above it does.
+func (r descriptors) part(fd int) (in, past bool) {
+	likely := 3 <= fd && fd <= 15
+	switch r {
+	case likelyDescriptors:
+		return likely, fd > 15
+	case unlikelyDescriptors:
+		return !likely, false
+	default:
+		return true, false
+	}
+}
+
+// A visitor looks at the descriptors of one process after another. A look costs a system call a descriptor, about
+// 1 us, so the rest is kept off it: the buffers are reused, and names go back to the kernel as they came from it.
+type visitor struct {
+	wanted  []uint64
+	seen    []bool // by index of wanted: in the current process
+	path    []byte
+	entries [1024]byte // small: the kernel makes an inode for each entry that it lists, and the match may be the first
+	tasks   [1024]byte
+	link    [64]byte // more than a socket's; a longer target is cut
+}
+
+func newVisitor(wanted []uint64) *visitor {
+	return &visitor{wanted: wanted, seen: make([]bool, len(wanted))}
+}
+
+// visit calls found with each wanted socket that a process has, once each, until it reports the end or all were seen.
+// The error is fs.ErrNotExist where the process is no more, fs.ErrPermission where it may not be inspected.
+func (v *visitor) visit(pid int, r descriptors, found func(inode uint64) (ended bool)) error {
+	clear(v.seen)
+	v.path = append(strconv.AppendInt(append(v.path[:0], "/proc/"...), int64(pid), 10), "/fd\x00"...)
+	n, err := v.list(r, found)
+	switch {
+	case err == nil && n == 0 && r != likelyDescriptors:
+		// Most likely it has none. But where the first thread has ended alone, pthread_exit(3), the descriptors
+		// are seen with the other threads only. No part of them has been looked at before.
+		err = v.visitThreads(pid, found)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		// Permission is refused also for what there is nothing to see of: kernel threads, and processes that
+		// have just ended. Their links give EACCES, too, where they end between look-up and reading. And where
+		// only the first thread has ended, its files are root's, while those of the others are the user's still.
+		st, failed := readStat(pid)
+		switch {
+		case errors.Is(failed, fs.ErrNotExist):
+			return failed
+		case failed != nil:
+		case st.kernel(), st.dead():
+			return nil
+		case st.ended():
+			err = v.visitThreads(pid, found)
+		}
+	}
+	if err != nil {
+		return procError(pid, "fd", err)
+	}
+	return nil
+}
+
+// visitThreads looks at the descriptors of the first thread that has some, other than the first one of the process.
+// The threads of a process share them.
+func (v *visitor) visitThreads(pid int, found func(inode uint64) (ended bool)) error {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task"
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := getdents(fd, v.tasks[:])
+		if err != nil || n == 0 {
+			return err
+		}
+		for name := range names(v.tasks[:n]) {
+			if tid, ok := number(name); !ok || tid == pid {
+				continue
+			}
+			v.path = append(append(append(v.path[:0], dir...), '/'), name...)
+			v.path = append(v.path, "/fd\x00"...)
+			if n, err := v.list(everyDescriptor, found); n > 0 || err != nil && !isGone(err) {
+				return err
+			}
+		}
+	}
+}
+
+// list looks at the descriptors in the directory v.path, and returns how many it was shown.
+func (v *visitor) list(r descriptors, found func(inode uint64) (ended bool)) (shown int, err error) {
+	cwd := unix.AT_FDCWD
+	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(&v.path[0])),
+		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	defer unix.Close(int(fd))
+	for {
+		n, err := getdents(int(fd), v.entries[:])
+		if err != nil || n == 0 {
+			return shown, err
+		}
+		for name := range names(v.entries[:n]) {
+			descriptor, ok := number(name)
+			if !ok {
+				continue // . and ..
+			}
+			shown++
+			in, past := r.part(descriptor)
+			if past {
+				return shown, nil // the kernel lists them in ascending order
+			}
+			if !in {
+				continue
+			}
+			// name is followed by its NUL in the buffer.
+			size, _, errno := unix.Syscall6(unix.SYS_READLINKAT, fd, uintptr(unsafe.Pointer(&name[0])),
+				uintptr(unsafe.Pointer(&v.link[0])), uintptr(len(v.link)), 0, 0)
+			switch errno {
+			case 0:
+			case unix.EACCES, unix.EPERM:
+				return shown, errno
+			default:
+				continue // closed meanwhile (ENOENT), or no socket: its target has no path (ENAMETOOLONG)
+			}
+			if v.match(v.link[:size], found) {
+				return shown, nil
+			}
+		}
+	}
+}
+
+// match passes on a wanted socket, and reports whether the visit has ended.
+func (v *visitor) match(link []byte, found func(inode uint64) (ended bool)) (ended bool) {
+	inode, ok := socketInode(link)
+	if !ok {
+		return false
+	}
+	i, ok := slices.BinarySearch(v.wanted, inode)
+	if !ok || v.seen[i] {
+		return false
+	}
+	v.seen[i] = true
+	return found(inode) || !slices.Contains(v.seen, false)
+}
+
+// newestPIDs lists the visible processes, highest pid first. Pids are given in turn, so this is newest first except
+// where they have wrapped around since: an order to find fast by, not one to decide by.
+func newestPIDs() ([]int, error) {
+	fd, err := unix.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: "/proc", Err: err}
+	}
+	defer unix.Close(fd)
+	var pids []int
+	entries := make([]byte, 32<<10)
+	for {
+		n, err := getdents(fd, entries)
+		if err != nil {
+			return nil, &fs.PathError{Op: "read", Path: "/proc", Err: err}
+		}
+		if n == 0 {
+			break
+		}
+		for name := range names(entries[:n]) {
+			if pid, ok := number(name); ok {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	slices.Sort(pids) // the kernel's order, already; nothing promises it
+	slices.Reverse(pids)
+	return pids, nil
+}
+
+// hidden reports whether processes may be missing from a list of pids, newest first: each pid namespace has its pid 1,
+// so where not even that is shown, others are not either.
+func hidden(pids []int) bool {
+	return len(pids) == 0 || pids[len(pids)-1] != 1 || os.Geteuid() != 0 && hidepid()
+}
+
+var hidepid = sync.OnceValue(func() bool {
+	text, err := os.ReadFile("/proc/self/mounts")
+	return err == nil && parseHidepid(text)
+})
+
+// getdents reads entries of a directory, getdents64(2).
+func getdents(fd int, entries []byte) (int, error) {
+	for {
+		n, err := unix.Getdents(fd, entries)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// names yields the names in a buffer of struct linux_dirent64: inode and offset (8 bytes each), the record's length
+// (2), a type (1), and the name, which a NUL byte ends and maybe more follow.
+func names(entries []byte) func(yield func(name []byte) bool) {
+	const lengthAt, nameAt = 16, 19
+	return func(yield func(name []byte) bool) {
+		for len(entries) > nameAt {
+			length := int(binary.NativeEndian.Uint16(entries[lengthAt:]))
+			if length <= nameAt || length > len(entries) {
+				return
+			}
+			name := entries[nameAt:length]
+			end := slices.Index(name, 0)
+			if end < 1 || !yield(name[:end]) {
+				return
+			}
+			entries = entries[length:]
+		}
+	}
+}
