@@ -58,10 +58,12 @@ type Holder struct {
 
 // String is one line: "python3 (pid 4242, user alice, in /home/alice/web)".
 func (h Holder) String() string {
-	if h.PID == 0 {
-		if h.User == "" {
-			return "a process that cannot be seen"
-		}
+	switch {
+	case h.PID == 0 && h.User == "" && h.State == "connected":
+		return "a closed connection"
+	case h.PID == 0 && h.User == "":
+		return "a process that cannot be seen"
+	case h.PID == 0:
 		return "a process of user " + printable(h.User) + " that cannot be seen"
 	}
 	var b strings.Builder

@@ -17,6 +17,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -71,6 +72,9 @@ type Failure struct {
 
 // inUse tells whether the address is taken, in contrast to forbidden, malformed or absent.
 func (f Failure) inUse() bool { return errors.Is(f.Err, syscall.EADDRINUSE) }
+
+// isPath tells whether the address is a path, in which a colon and digits are no port.
+func (f Failure) isPath() bool { return strings.HasPrefix(f.Network, "unix") }
 
 // port is the port number that was tried, 0 where there is none.
 func (f Failure) port() uint16 {
@@ -129,8 +133,8 @@ func (w Wait) Decide(f Failure) Action {
 	return Retry{After: after}
 }
 
-// Fallback moves to other ports of the same host. It has no opinion when its ports were tried, and on failures other
-// than a taken address: a port that may not be bound (EACCES) is not left silently.
+// Fallback moves to other ports of the same host. It has no opinion when its ports were tried, on Unix sockets, and on
+// failures other than a taken address: a port that may not be bound (EACCES) is not left silently.
 type Fallback struct {
 	Ranges []Range // tried in order; none: the ten ports after the one that was asked for
 	Spread bool    // start anywhere in each range, so that a mass start does not queue at its first port
@@ -138,7 +142,7 @@ type Fallback struct {
 
 // Decide answers [Rebind] once.
 func (s Fallback) Decide(f Failure) Action {
-	if !f.inUse() {
+	if !f.inUse() || f.isPath() {
 		return nil
 	}
 	ranges := s.Ranges
@@ -194,8 +198,8 @@ type Aggressive struct {
 // Bounds for Aggressive: after that many it has no opinion any more. A holder that something else starts again and
 // again must not become a war, and an address without a holder must not become a busy loop.
 const (
-	maxReclaims = 3
-	maxVanished = 10
+	maxReclaims      = 10
+	maxVanishedPause = 512 * time.Millisecond // the last of ten pauses, each twice the one before: a second together
 )
 
 // Decide answers [Reclaim] when every holder may be stopped, [Retry] when the holder left in the meantime, and [Fail]
@@ -206,11 +210,16 @@ func (s Aggressive) Decide(f Failure) Action {
 	}
 	diagnosis := f.Diagnose()
 	if len(diagnosis.Holders) == 0 {
-		retries := count[Retry](f.History)
-		if !diagnosis.Complete || retries >= maxVanished {
+		if !diagnosis.Complete {
 			return nil
 		}
-		return Retry{After: time.Millisecond << retries}
+		// The pauses tell these retries from those of others in the chain.
+		for pause := time.Millisecond; pause <= maxVanishedPause; pause *= 2 {
+			if retry := (Retry{After: pause}); !slices.Contains(f.History, Action(retry)) {
+				return retry
+			}
+		}
+		return nil
 	}
 	allow := s.Allow
 	if allow == nil {
@@ -226,7 +235,7 @@ func (s Aggressive) Decide(f Failure) Action {
 	if !stoppable {
 		return nil
 	}
-	return Reclaim{Allow: s.Allow, Grace: s.Grace}
+	return Reclaim(s)
 }
 
 func ours(h Holder) bool { return h.Ours }

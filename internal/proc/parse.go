@@ -130,7 +130,6 @@ func parseCmdline(text []byte) []string {
 // a line "0::PATH" for version 2, and "NUMBER:CONTROLLERS:PATH" for each hierarchy of version 1.
 func parseCgroup(text []byte) (unit, container string) {
 	var v2, systemd string
-	named := false
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSuffix(line, "\n")
 		number, rest, ok := strings.Cut(line, ":")
@@ -144,7 +143,7 @@ func parseCgroup(text []byte) (unit, container string) {
 		path = strings.TrimSuffix(path, " (deleted)") // so the kernel marks the removed cgroup of a zombie
 		switch {
 		case controllers == "name=systemd":
-			systemd, named = path, true
+			systemd = path
 		case number == "0" && controllers == "":
 			v2 = path
 		}
@@ -152,10 +151,11 @@ func parseCgroup(text []byte) (unit, container string) {
 			container = containerOf(path)
 		}
 	}
-	if !named {
-		systemd = v2
+	// Where both are mounted systemd may keep to either, and the other says nothing.
+	if unit = unitOf(systemd); unit == "" {
+		unit = unitOf(v2)
 	}
-	return unitOf(systemd), container
+	return unit, container
 }
 
 // unitOf returns the systemd service that manages what runs in a cgroup. The deepest component that is a unit

@@ -31,9 +31,7 @@ func Get(pid int) (Process, error) {
 	if ppid, err := info.Ppid(); err == nil {
 		p.PPID = int(ppid)
 	}
-	if uids, err := info.Uids(); err == nil {
-		p.RealUID, p.UID = realAndEffective(uids)
-	}
+	p.RealUID, p.UID = userIDs(info)
 	p.Command, _ = info.Name()
 	p.Executable, _ = info.Exe()
 	p.Dir, _ = info.Cwd()
@@ -47,18 +45,6 @@ func Get(pid int) (Process, error) {
 		return Process{}, &goneError{pid}
 	}
 	return p, nil
-}
-
-// realAndEffective sorts what gopsutil lists: macOS has the effective id alone, the others real, effective and saved.
-func realAndEffective(uids []uint32) (ruid, euid int) {
-	switch {
-	case len(uids) == 1:
-		return -1, int(uids[0])
-	case len(uids) >= 2:
-		return int(uids[0]), int(uids[1])
-	default:
-		return -1, -1
-	}
 }
 
 // Start returns [Process].Start of a process: the cheap check whether a pid still means the same one. The error is
