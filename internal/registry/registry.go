@@ -1,0 +1,388 @@
+// Package registry keeps locks and records: one file an address, locked as long as its listener is open, with the
+// record of who holds it inside.
+//
+// The lock is a courtesy between cooperating processes; only a bind decides who has an address. The kernel frees a lock
+// when its process dies, so a lock that can be taken marks a stale record. Whatever stands in a file is treated as a
+// claim: it is used only after the kernel confirmed it.
+package registry
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// version of the record's format. A higher one in a file makes it unreadable here.
+const version = 1
+
+// maxRecord bounds what is read of a file: a record has some hundred bytes, two paths of up to 4 KiB included.
+const maxRecord = 64 << 10
+
+const extension = ".lock"
+
+// ErrHeld means that another open listener has the lock.
+var ErrHeld = errors.New("the lock is held")
+
+var errNotRegular = errors.New("is not a regular file")
+
+// A Record says who holds an address.
+type Record struct {
+	Version int `json:"version"`
+
+	PID        int       `json:"pid"`
+	Start      uint64    `json:"start"` // with PID and Boot it names one process for ever; see proc.Process
+	Started    time.Time `json:"started"`
+	Boot       string    `json:"boot,omitempty"`
+	Executable string    `json:"executable,omitempty"`
+	Main       string    `json:"main,omitempty"` // import path of the main package
+	Dir        string    `json:"dir,omitempty"`
+
+	Name      string    `json:"name,omitempty"`
+	Network   string    `json:"network"` // as asked for
+	Requested string    `json:"requested"`
+	Address   string    `json:"address"`         // as the kernel reports it
+	Inode     uint64    `json:"inode,omitempty"` // of the socket; Linux
+	Since     time.Time `json:"since"`
+	Origin    string    `json:"origin"`
+}
+
+// parse reads a record. What follows the JSON value does not count: a shorter record may have been written over a
+// longer one when its writer was killed.
+func parse(r io.Reader) (Record, error) {
+	var rec Record
+	if err := json.NewDecoder(io.LimitReader(r, maxRecord)).Decode(&rec); err != nil {
+		if errors.Is(err, io.EOF) {
+			return Record{}, errors.New("the record is empty")
+		}
+		return Record{}, fmt.Errorf("the record is damaged: %w", err)
+	}
+	switch {
+	case rec.Version > version:
+		return Record{}, fmt.Errorf("the record is of version %d and this program reads up to %d", rec.Version, version)
+	case rec.Version < 1 || rec.PID < 1 || rec.Address == "":
+		return Record{}, errors.New("the record is damaged: version, pid or address is missing")
+	}
+	return rec, nil
+}
+
+// fileName is the name of the file for an address as the kernel reports it: "tcp-127.0.0.1-3000.lock",
+// "tcp-any-3000.lock", "unix-app.sock-<hash>.lock". Networks of one kind share it: "tcp4" and "tcp6" are "tcp". The
+// wildcards of the two families do not, since sockets can have both at once.
+func fileName(network, address string) string {
+	kind := safe(Kind(network))
+	host, port, err := net.SplitHostPort(address)
+	if kind == "unix" || kind == "unixgram" || err != nil {
+		sum := sha256.Sum256([]byte(address))
+		return kind + "-" + safe(filepath.Base(address)) + "-" + hex.EncodeToString(sum[:6]) + extension
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	}
+	if host == "" || host == "::" {
+		host = "any"
+	}
+	return kind + "-" + safe(host) + "-" + safe(port) + extension
+}
+
+// parseFileName is what fileName put in.
+func parseFileName(name string) (network string, port uint16) {
+	network, rest, _ := strings.Cut(strings.TrimSuffix(name, extension), "-")
+	if network == "tcp" || network == "udp" {
+		if n, err := strconv.ParseUint(rest[strings.LastIndexByte(rest, '-')+1:], 10, 16); err == nil {
+			port = uint16(n)
+		}
+	}
+	return network, port
+}
+
+// safe keeps what is harmless in a file name on every system; the colons of IPv6 are not.
+func safe(text string) string {
+	const limit = 80 // three such parts stay below the 255 bytes that a name may have
+	text = strings.Map(func(r rune) rune {
+		if r == '.' || r == '-' || r == '_' || r == '@' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
+			return r
+		}
+		return '_'
+	}, text)
+	return text[:min(len(text), limit)]
+}
+
+// Kind is the network without the address family: "tcp", "udp", "unix" (streams of both kinds) or "unixgram".
+func Kind(network string) string {
+	if network == "unixpacket" {
+		return "unix"
+	}
+	return strings.TrimRight(network, "46")
+}
+
+// A Dir is a state directory that was found safe to use.
+type Dir struct{ path string }
+
+// Default is the state directory of this user: berth below $XDG_RUNTIME_DIR, for root below /run, else berth-<uid> in
+// the directory for temporary files. A runtime directory that belongs to somebody else, as after `su`, does not count.
+func Default() string {
+	uid := os.Geteuid()
+	if runtimeDir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(runtimeDir) {
+		if info, err := os.Stat(runtimeDir); err == nil && info.IsDir() && ownedBy(info, uid) {
+			return filepath.Join(runtimeDir, "berth")
+		}
+	}
+	if uid == 0 {
+		if info, err := os.Stat("/run"); err == nil && info.IsDir() {
+			return "/run/berth"
+		}
+	}
+	if uid < 0 { // Windows, where the temporary directory is the user's own
+		return filepath.Join(os.TempDir(), "berth")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("berth-%d", uid))
+}
+
+// Open makes the directory where it is missing (0700) and checks that it can be trusted: a directory, no symbolic link,
+// of this user, and not writable for everybody. An empty path means [Default].
+func Open(path string) (*Dir, error) {
+	if path == "" {
+		path = Default()
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		info, err = os.Lstat(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := trusted(info); err != nil {
+		return nil, fmt.Errorf("state directory %s %w", path, err)
+	}
+	return &Dir{path}, nil
+}
+
+// Existing is Open for a reader: it makes nothing, and a missing directory is an error that is fs.ErrNotExist.
+func Existing(path string) (*Dir, error) {
+	if path == "" {
+		path = Default()
+	}
+	if _, err := os.Lstat(path); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return Open(path)
+}
+
+func trusted(info fs.FileInfo) error {
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		return errors.New("is a symbolic link: name the directory itself")
+	case !info.IsDir():
+		return errors.New("is not a directory: remove it or name another")
+	case !ownedBy(info, os.Geteuid()):
+		return errors.New("belongs to another user: name another")
+	case runtime.GOOS != "windows" && info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("is writable for everybody (mode %v): chmod 700 it", info.Mode().Perm())
+	}
+	return nil
+}
+
+// Path is the directory's path.
+func (d *Dir) Path() string { return d.path }
+
+// A Lock is held until Release, or until the process ends.
+type Lock struct {
+	path string
+	lock *flock.Flock
+}
+
+// Lock takes the lock for an address without waiting for another listener: where one has it, the error is [ErrHeld].
+// The record in the file stays as it is until Write.
+func (d *Dir) Lock(network, address string) (*Lock, error) {
+	path := filepath.Join(d.path, fileName(network, address))
+	// A reader that checks for staleness holds the lock for microseconds, and a file may be removed between open and
+	// lock. Neither lasts, unless the machine is so busy that the reader has to wait for a processor.
+	const patience = 200 * time.Millisecond
+	for begin := time.Now(); time.Since(begin) < patience; {
+		lock := flock.New(path, flock.SetFlag(os.O_CREATE|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
+		locked, err := lock.TryLock()
+		if err != nil {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if locked {
+			info, err := lock.Stat()
+			if err == nil && !info.Mode().IsRegular() {
+				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errNotRegular), lock.Unlock())
+			}
+			if err == nil && isNamed(info, path) {
+				return &Lock{path, lock}, nil
+			}
+			_ = lock.Unlock() // of a file that is gone: nothing to report
+			continue
+		}
+		if held(path) {
+			return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+}
+
+// held tells whether somebody has the exclusive lock, in contrast to readers with a shared one.
+func held(path string) bool {
+	lock := flock.New(path, flock.SetFlag(os.O_RDONLY|noFollow|nonBlock))
+	shared, err := lock.TryRLock()
+	if err != nil {
+		return false
+	}
+	if shared {
+		_ = lock.Unlock()
+	}
+	return !shared
+}
+
+// isNamed tells whether the locked file is still the one that the path names.
+func isNamed(locked fs.FileInfo, path string) bool {
+	named, err := os.Lstat(path)
+	return err == nil && os.SameFile(locked, named)
+}
+
+// Write puts the record into the locked file. A reader may see half of it; then it takes it for damaged.
+func (l *Lock) Write(rec Record) error {
+	rec.Version = version
+	text, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	text = append(text, '\n')
+	// gofrs/flock keeps its descriptor to itself, so the file is opened once more.
+	file, err := os.OpenFile(l.path, os.O_WRONLY|noFollow|nonBlock, 0)
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if err = l.owns(file); err == nil {
+		_, err = file.WriteAt(text, recordOffset)
+	}
+	if err == nil {
+		err = file.Truncate(recordOffset + int64(len(text)))
+	}
+	if closeErr := file.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
+}
+
+// owns tells by an error whether somebody put another file in place of the locked one.
+func (l *Lock) owns(file *os.File) error {
+	locked, err := l.lock.Stat()
+	if err != nil {
+		return err
+	}
+	opened, err := file.Stat()
+	if err == nil && !os.SameFile(locked, opened) {
+		err = fmt.Errorf("%s was replaced by another file", l.path)
+	}
+	return err
+}
+
+// Release removes the file and frees the lock. A file that somebody put in its place stays.
+func (l *Lock) Release() error {
+	var removed error
+	if removeLocked {
+		if info, err := l.lock.Stat(); err == nil && isNamed(info, l.path) {
+			removed = os.Remove(l.path)
+		}
+		return errors.Join(removed, l.lock.Unlock())
+	}
+	err := l.lock.Unlock()
+	if removed = os.Remove(l.path); errors.Is(removed, fs.ErrNotExist) {
+		removed = nil
+	}
+	return errors.Join(err, removed)
+}
+
+// An Entry is a file of the state directory.
+type Entry struct {
+	Path    string
+	Network string // kind of network, from the file's name: "tcp", "udp", "unix" or "unixgram"
+	Port    uint16 // from the file's name; 0 for Unix sockets
+	Record  Record
+	Err     error // why there is no Record: damaged, of a future version, unreadable
+}
+
+// Held tells whether the owner of the record still has the lock. Without it, the record is stale.
+func (e Entry) Held() bool { return held(e.Path) }
+
+// Lookup reads the record for an address as the kernel reports it. The error is fs.ErrNotExist where there is none; a
+// file that cannot be used is an Entry with Err.
+func (d *Dir) Lookup(network, address string) (Entry, error) {
+	return d.read(fileName(network, address))
+}
+
+func (d *Dir) read(name string) (Entry, error) {
+	entry := Entry{Path: filepath.Join(d.path, name)}
+	entry.Network, entry.Port = parseFileName(name)
+	file, err := os.OpenFile(entry.Path, os.O_RDONLY|noFollow|nonBlock, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Entry{}, err
+	}
+	if err != nil {
+		entry.Err = err
+		return entry, nil
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		entry.Err = err
+	case !info.Mode().IsRegular():
+		entry.Err = errNotRegular
+	case !ownedBy(info, os.Geteuid()):
+		entry.Err = errors.New("belongs to another user")
+	default:
+		entry.Record, entry.Err = parse(io.NewSectionReader(file, recordOffset, maxRecord))
+	}
+	if entry.Err != nil {
+		entry.Err = fmt.Errorf("%s: %w", entry.Path, entry.Err)
+	}
+	return entry, nil
+}
+
+// Entries reads the records of the network's ports, in the order of their file names; with "", those of every network,
+// Unix sockets included.
+func (d *Dir) Entries(network string, first, last uint16) ([]Entry, error) {
+	files, err := os.ReadDir(d.path)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	var entries []Entry
+	for _, file := range files {
+		if filepath.Ext(file.Name()) != extension {
+			continue
+		}
+		if kind, port := parseFileName(file.Name()); network != "" && (kind != network || port < first || port > last) {
+			continue
+		}
+		entry, err := d.read(file.Name())
+		if err != nil { // released in the meantime
+			continue
+		}
+		entries = append(entries, entry)
+	}
+	return entries, nil
+}
