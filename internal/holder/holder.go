@@ -1,0 +1,298 @@
+// Package holder joins the kernel's table of sockets, the processes and our own records into one answer: who holds an
+// address, may it be stopped, and what can a person do. It is also the only place from which a process is signalled.
+package holder
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berth-go/berth/internal/proc"
+	"github.com/berth-go/berth/internal/registry"
+	"github.com/berth-go/berth/internal/sockets"
+	"github.com/berth-go/berth/strategy"
+)
+
+// A Search asks who holds an address.
+type Search struct {
+	Target  sockets.Target
+	Name    string        // service name of who asks, "" none
+	Records *registry.Dir // nil: no records
+}
+
+// A holding is one process with one of the sockets in the way.
+type holding struct {
+	socket  sockets.Socket
+	process proc.Process // PID 0: not to be seen
+	record  *registry.Record
+	holder  strategy.Holder
+}
+
+// Diagnose finds a holder for every socket in the way: the recorded one first, then the newest process. It stops there;
+// processes that inherited the same socket are found by [Search.DiagnoseAll].
+func (s Search) Diagnose(ctx context.Context) strategy.Diagnosis {
+	return s.diagnose(ctx, true)
+}
+
+// DiagnoseAll finds every process that holds a socket in the way.
+func (s Search) DiagnoseAll(ctx context.Context) strategy.Diagnosis {
+	return s.diagnose(ctx, false)
+}
+
+func (s Search) diagnose(ctx context.Context, first bool) strategy.Diagnosis {
+	var diagnosis strategy.Diagnosis
+	for range 3 {
+		inTheWay, err := sockets.InTheWay(s.Target)
+		if err != nil {
+			return strategy.Diagnosis{}
+		}
+		diagnosis = s.DiagnoseSockets(ctx, inTheWay, first)
+		// A socket of a user whose processes can be seen, and yet without a process: that one ended, or handed the
+		// socket to a child, between the look at the table and the look at the processes.
+		if !slices.ContainsFunc(diagnosis.Holders, func(h strategy.Holder) bool { return h.PID == 0 && visible(h.UID) }) {
+			break
+		}
+	}
+	return diagnosis
+}
+
+// visible tells whether this user may inspect the processes of another.
+func visible(uid int) bool {
+	self := proc.Self().UID
+	return uid >= 0 && (self == 0 || self == uid)
+}
+
+// DiagnoseSockets tells who holds these sockets. With first, one holder for each is enough.
+func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, first bool) strategy.Diagnosis {
+	if len(inTheWay) == 0 {
+		return strategy.Diagnosis{Complete: sockets.Exhaustive(s.Target.Network)}
+	}
+	pids, complete := s.pids(ctx, inTheWay, first)
+	holdings := s.describe(inTheWay, pids)
+	settled := settle(ctx, holdings)
+	if first && len(settled) < len(holdings) { // who passed hid who stays
+		pids, complete = s.pids(ctx, inTheWay, false)
+		settled = settle(ctx, s.describe(inTheWay, pids))
+	}
+	holdings = settled
+	judge(proc.Self(), s.Name, holdings)
+	diagnosis := strategy.Diagnosis{Complete: complete}
+	type place struct {
+		pid  int
+		port uint16
+	}
+	seen := map[place]bool{}
+	for _, h := range holdings {
+		at := place{h.holder.PID, h.socket.Local.Port()}
+		if at.pid != 0 && seen[at] { // it holds the port twice: for IPv4 and IPv6, say
+			continue
+		}
+		seen[at] = true
+		diagnosis.Holders = append(diagnosis.Holders, h.holder)
+	}
+	return diagnosis
+}
+
+// pids finds the processes of each socket, in the order of inTheWay. Complete means that every socket has a holder, or
+// that every process could be inspected.
+func (s Search) pids(ctx context.Context, inTheWay []sockets.Socket, first bool) (pids [][]int, complete bool) {
+	pids = make([][]int, len(inTheWay))
+	var unknown []uint64
+	for i, socket := range inTheWay {
+		switch {
+		case socket.PIDs != nil:
+			pids[i] = socket.PIDs
+		case socket.Inode == 0: // of the kernel, or of a system that shows none
+		default:
+			if first {
+				if pid := s.recordedPID(socket); pid != 0 {
+					pids[i] = []int{pid}
+					continue
+				}
+			}
+			unknown = append(unknown, socket.Inode)
+		}
+	}
+	complete = true
+	if len(unknown) > 0 {
+		found, all, err := proc.Holders(ctx, unknown, first)
+		complete = all && err == nil
+		for i, socket := range inTheWay {
+			if pids[i] == nil {
+				pids[i] = found[socket.Inode]
+			}
+		}
+	}
+	if !slices.ContainsFunc(pids, func(p []int) bool { return len(p) == 0 }) {
+		complete = true
+	}
+	return pids, complete
+}
+
+// recordedPID is the process that our records name for the socket, if it really has it.
+func (s Search) recordedPID(socket sockets.Socket) int {
+	record := s.record(socket)
+	if record == nil || record.Inode != socket.Inode {
+		return 0
+	}
+	if start, err := proc.Start(record.PID); err != nil || start != record.Start {
+		return 0
+	}
+	if holds, err := proc.Holds(record.PID, socket.Inode); err != nil || !holds {
+		return 0
+	}
+	return record.PID
+}
+
+// record is what our state directory says of a socket's address, nil where it says nothing of this boot.
+func (s Search) record(socket sockets.Socket) *registry.Record {
+	if s.Records == nil {
+		return nil
+	}
+	network, address := socket.Network, Address(socket)
+	if s.Target.Path != "" { // the table may know the socket by a relative path
+		network, address = s.Target.Network, AbsolutePath(s.Target.Path)
+	}
+	entry, err := s.Records.Lookup(network, address)
+	if err != nil || entry.Err != nil || entry.Record.Boot != proc.BootID() {
+		return nil
+	}
+	return &entry.Record
+}
+
+// AbsolutePath is the path of a Unix socket by which records know it. Abstract names, and paths of an unknown working
+// directory, are as they are.
+func AbsolutePath(path string) string {
+	if strings.HasPrefix(path, "@") {
+		return path
+	}
+	if absolute, err := filepath.Abs(path); err == nil {
+		return absolute
+	}
+	return path
+}
+
+// Address is a socket's local address as text.
+func Address(socket sockets.Socket) string {
+	if socket.Network == "unix" {
+		return socket.Path
+	}
+	return socket.Local.String()
+}
+
+// describe gathers the facts on each process. One that ended in the meantime is left out, together with its socket when
+// it was the only holder.
+func (s Search) describe(inTheWay []sockets.Socket, pids [][]int) []holding {
+	var holdings []holding
+	for i, socket := range inTheWay {
+		if socket.Network == "unix" && socket.State == sockets.Connected {
+			// A datagram socket: the kernel calls both connected when one connects to the other (unix_dgram_connect),
+			// so a server for ever after its first client. It owns its name as before, and is no ephemeral client.
+			socket.State = sockets.Bound
+		}
+		record := s.record(socket)
+		if len(pids[i]) == 0 {
+			holdings = append(holdings, holding{socket: socket, record: record})
+		}
+		for _, pid := range pids[i] {
+			process, err := proc.Get(pid)
+			if errors.Is(err, fs.ErrNotExist) || err == nil && process.Zombie {
+				continue
+			}
+			if err != nil { // it may not be looked at; the pid is worth telling
+				process = proc.Process{PID: pid, UID: -1, RealUID: -1}
+			}
+			holdings = append(holdings, holding{socket: socket, process: process, record: record})
+		}
+	}
+	for i := range holdings {
+		holdings[i].holder = describe(holdings[i].socket, holdings[i].process)
+	}
+	slices.SortStableFunc(holdings, func(a, b holding) int {
+		if a.recorded() != b.recorded() {
+			if a.recorded() {
+				return -1
+			}
+			return 1
+		}
+		return byAge(b.process, a.process)
+	})
+	return holdings
+}
+
+// settle leaves out who held a socket in passing: a child has all of its parent's descriptors between fork and exec, for
+// about a millisecond. It would look like a newer start of the same program, which nobody may stop and which an older one
+// gives way to. A newer process that still has the socket after the pauses was given it, or bound it.
+func settle(ctx context.Context, holdings []holding) []holding {
+	self := proc.Self()
+	newer := func(h holding) bool { return h.socket.Inode != 0 && h.process.PID != 0 && self.Before(h.process) }
+	passing := func(h holding) bool {
+		if !newer(h) {
+			return false
+		}
+		holds, err := proc.Holds(h.process.PID, h.socket.Inode)
+		return !holds && !errors.Is(err, fs.ErrPermission)
+	}
+	for _, pause := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond} {
+		if !slices.ContainsFunc(holdings, newer) {
+			break
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return holdings
+		}
+		holdings = slices.DeleteFunc(holdings, passing)
+	}
+	return holdings
+}
+
+// byAge orders processes, the oldest first.
+func byAge(a, b proc.Process) int {
+	switch {
+	case a.Before(b):
+		return -1
+	case b.Before(a):
+		return 1
+	}
+	return 0
+}
+
+// recorded tells whether the record names this very process.
+func (h holding) recorded() bool {
+	return h.record != nil && h.record.PID == h.process.PID && h.record.Start == h.process.Start
+}
+
+func describe(socket sockets.Socket, p proc.Process) strategy.Holder {
+	uid := p.UID
+	if p.PID == 0 {
+		uid = socket.UID
+	}
+	return strategy.Holder{
+		PID: p.PID, UID: uid, User: userName(uid), Command: p.Command, Executable: p.Executable, Dir: p.Dir, Args: p.Args,
+		Started: p.Started, Address: Address(socket), State: socket.State.String(), Unit: p.Unit, Container: p.Container,
+	}
+}
+
+// userName is the name of a uid, else its number; "" for -1.
+func userName(uid int) string {
+	if uid < 0 {
+		return ""
+	}
+	id := strconv.Itoa(uid)
+	// The usual case, and cached by os/user. On Windows only the user of this process has a number.
+	if me, err := user.Current(); err == nil && (me.Uid == id || runtime.GOOS == "windows") {
+		return me.Username
+	}
+	if u, err := user.LookupId(id); err == nil {
+		return u.Username
+	}
+	return id
+}
