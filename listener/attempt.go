@@ -1,0 +1,459 @@
+package listener
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-go/berth/internal/holder"
+	"github.com/berth-go/berth/internal/proc"
+	"github.com/berth-go/berth/internal/registry"
+	"github.com/berth-go/berth/internal/sockets"
+	"github.com/berth-go/berth/strategy"
+)
+
+// An attempt is one call of Config.Listen (S is net.Listener) or Config.ListenPacket (S is net.PacketConn): sources,
+// then binds, until one succeeds or the strategy gives up.
+type attempt[S io.Closer] struct {
+	config             *Config
+	network, requested string
+	portFile           string
+	take               func(source Source, name, network, address string) (S, error)
+	bind               func(ctx context.Context, network, address string) (S, error)
+	addrOf             func(S) net.Addr
+
+	log     *slog.Logger
+	begin   time.Time
+	history []strategy.Action
+	cause   error // why the last action failed
+	origin  Origin
+	// unstoppable are those whom a reclaim asked to end, and who did not.
+	unstoppable []strategy.Holder
+
+	records *registry.Dir  // nil: no locks
+	lock    *registry.Lock // taken early, to replace a stale Unix socket
+}
+
+// hold is what speaks of a socket outside of it.
+type hold struct {
+	origin  Origin
+	release func() error // lock, record, port file and socket file
+}
+
+func (a *attempt[S]) run(ctx context.Context) (S, hold, error) {
+	var none S
+	a.log = a.config.Logger
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	a.origin.Requested = a.requested
+
+	socket, from, err := a.obtain(ctx)
+	if err != nil {
+		_ = a.unlock() // the failure is what counts
+		return none, hold{}, err
+	}
+	a.origin.Address = a.addrOf(socket).String()
+	a.origin.History = a.history
+	release, err := a.keep(ctx, socket, from)
+	if err != nil {
+		return none, hold{}, a.failure(a.addrOf(socket), errors.Join(err, socket.Close()))
+	}
+	a.report(ctx)
+	return socket, hold{a.origin, release}, nil
+}
+
+// failure is an error that no bind gave.
+func (a *attempt[S]) failure(addr net.Addr, cause error) error {
+	return &net.OpError{Op: "listen", Net: a.network, Addr: addr, Err: &Error{Requested: a.requested, History: a.history, Cause: cause}}
+}
+
+// fromBind is in place of the index of a Source.
+const fromBind = -1
+
+// obtain asks the sources and then binds. The index is that of the source that had the socket, or fromBind.
+func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
+	var none S
+	if err := ctx.Err(); err != nil {
+		return none, fromBind, a.failure(nil, err)
+	}
+	for i, source := range a.config.Sources {
+		if source == nil {
+			continue
+		}
+		socket, err := a.take(source, a.config.Name, a.network, a.requested)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil && any(socket) == nil {
+			err = fmt.Errorf("source %T gave neither a socket nor an error", source)
+		}
+		if err != nil {
+			return none, fromBind, a.failure(nil, err)
+		}
+		a.origin.Kind = Activated
+		if _, ok := source.(Keeper); ok { // whoever hands on gets from its parent what it has
+			a.origin.Kind = Inherited
+		}
+		return socket, i, nil
+	}
+	socket, err := a.bind(ctx, a.network, a.requested)
+	if err == nil {
+		a.origin.Kind = Bound
+		return socket, fromBind, nil
+	}
+	socket, err = a.struggle(ctx, err)
+	return socket, fromBind, err
+}
+
+// struggle asks the strategy what to do about a failed bind and does it, until a bind succeeds.
+func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
+	var none S
+	a.begin = time.Now()
+	a.records, _ = registry.Open(a.config.StateDir) // the error comes up again in keep, where it is logged
+	decide := a.config.Strategy
+	if decide == nil {
+		decide = strategy.Production()
+	}
+	for {
+		failed, target, ok := failedBind(a.network, err)
+		if !ok {
+			return none, err // malformed, or a name that does not resolve: net's own error
+		}
+		a.log.LogAttrs(ctx, slog.LevelDebug, "bind failed", slog.String("network", a.network), slog.String("address", addressText(failed.Addr)),
+			slog.Any("error", failed.Err))
+
+		if target.Path != "" && isInUse(failed.Err) && a.removeStale(ctx, target) {
+			socket, bindErr := a.bind(ctx, a.network, a.requested)
+			if bindErr == nil {
+				a.settle(Bound)
+				return socket, nil
+			}
+			if failed, target, ok = failedBind(a.network, bindErr); !ok {
+				return none, bindErr
+			}
+		}
+
+		search := holder.Search{Target: target, Name: a.config.Name, Records: a.records}
+		diagnosis := sync.OnceValue(func() strategy.Diagnosis { return a.withoutHope(search.Diagnose(context.WithoutCancel(ctx))) })
+		weighed := false // the strategy wanted to know who is in the way
+		failure := strategy.Failure{
+			Network: a.network, Requested: a.requested, Address: addressText(failed.Addr), Err: failed.Err,
+			Elapsed: time.Since(a.begin), History: slices.Clone(a.history),
+			Diagnose: func() strategy.Diagnosis { weighed = true; return diagnosis() },
+		}
+		if isInUse(failed.Err) && holder.Obstacle(target) != "" && len(diagnosis().Holders) == 0 {
+			failure.Diagnose = nil // a file is in the way and no process
+		}
+		action := decide.Decide(failure)
+		a.logDecision(ctx, action, weighed, diagnosis)
+
+		give := func(advice string, cause error) error {
+			e := newError(a.requested, failed.Err, target, diagnosis)
+			e.History, e.advice, e.Cause, e.weighed = a.history, advice, cause, weighed
+			failed.Err = e
+			return failed
+		}
+		switch action := action.(type) {
+		case nil:
+			return none, give("", a.cause)
+		case strategy.Fail:
+			return none, give(action.Advice, a.cause)
+		case strategy.Retry:
+			a.done(action, pause(ctx, action.After))
+		case strategy.Run:
+			a.done(action, runNamed(ctx, action))
+			if a.cause != nil {
+				return none, give("", a.cause)
+			}
+		case strategy.Reclaim:
+			stopped, err := search.Stop(ctx, action.Allow, action.Grace, a.log)
+			a.origin.InTheWay = append(a.origin.InTheWay, stopped...)
+			a.done(action, err)
+			if err != nil {
+				a.unstoppable = append(a.unstoppable, stopped...)
+			}
+			if err != nil && ctx.Err() == nil {
+				a.log.LogAttrs(ctx, slog.LevelWarn, "could not reclaim "+addressText(failed.Addr), slog.Any("error", err))
+			}
+		case strategy.Rebind:
+			socket, ok, err := a.rebind(ctx, target, action.Ports)
+			if ok {
+				if a.log.Enabled(ctx, slog.LevelWarn) || weighed { // otherwise nobody would see the answer
+					a.origin.InTheWay = diagnosis().Holders
+				}
+				a.done(action, nil)
+				a.settle(Fallback)
+				return socket, nil
+			}
+			if err == nil {
+				err = a.cause // every port was taken too: why nobody was stopped is still what matters
+			}
+			a.done(action, err)
+		default:
+			return none, give("", fmt.Errorf("strategy: unknown action %T", action))
+		}
+		if err := ctx.Err(); err != nil {
+			if a.cause == nil || !errors.Is(a.cause, err) {
+				a.cause = errors.Join(a.cause, err)
+			}
+			return none, give("", a.cause)
+		}
+
+		// A strategy that has no pause in it must not keep a processor busy.
+		const immediate = 3
+		if len(a.history) > immediate && pause(ctx, time.Millisecond) != nil {
+			return none, give("", ctx.Err())
+		}
+		var socket S
+		if socket, err = a.bind(ctx, a.network, a.requested); err == nil {
+			a.settle(Bound)
+			return socket, nil
+		}
+	}
+}
+
+// withoutHope forbids to stop whom a reclaim could not end: once more would take as long and end the same.
+func (a *attempt[S]) withoutHope(d strategy.Diagnosis) strategy.Diagnosis {
+	for i, h := range d.Holders {
+		for _, u := range a.unstoppable {
+			// The start is known to some milliseconds, which is enough to tell it from who gets the pid later.
+			if h.PID == u.PID && h.Started.Sub(u.Started).Abs() < time.Second && h.Refusal == "" {
+				d.Holders[i].Refusal = "it could not be ended; choose another port"
+			}
+		}
+	}
+	return d
+}
+
+// done records an action that was carried out.
+func (a *attempt[S]) done(action strategy.Action, err error) {
+	a.history = append(a.history, action)
+	a.cause = err
+}
+
+// settle says how the address was obtained in the end. A holder that was stopped on the way makes a bind a reclaim.
+func (a *attempt[S]) settle(kind OriginKind) {
+	if kind == Bound && len(a.origin.InTheWay) > 0 {
+		kind = Reclaimed
+	}
+	a.origin.Kind = kind
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func runNamed(ctx context.Context, action strategy.Run) error {
+	if action.Do == nil {
+		return fmt.Errorf("run %s: no function to run", action.Name)
+	}
+	if err := action.Do(ctx); err != nil {
+		return fmt.Errorf("run %s: %w", action.Name, err)
+	}
+	return nil
+}
+
+// rebind binds the first port of the ranges that it can. Ports that the kernel's table shows as taken are passed over:
+// that look costs less than two binds. It is a hint and no answer, so whoever lost a port between look and bind goes on,
+// and a pass that lost one is repeated: two sockets that bind a port at the same instant can make each other's listen
+// fail and leave it free.
+func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges []strategy.Range) (socket S, ok bool, err error) {
+	host, _, err := net.SplitHostPort(a.requested)
+	if err != nil || target.Path != "" { // a colon in a path is no port
+		return socket, false, fmt.Errorf("fall back: %s has no port to change", a.requested)
+	}
+	const passes = 3
+	for range passes {
+		lost := false
+		for _, r := range ranges {
+			taken, _ := sockets.Taken(target, r.First, r.Last) // without the hint every port is tried
+			for port := int(r.First); port <= int(r.Last); port++ {
+				if taken.Has(uint16(port)) {
+					continue
+				}
+				if err := ctx.Err(); err != nil {
+					return socket, false, err
+				}
+				socket, err = a.bind(ctx, a.network, net.JoinHostPort(host, strconv.Itoa(port)))
+				if err == nil {
+					return socket, true, nil
+				}
+				if !isInUse(err) && !errors.Is(err, fs.ErrPermission) { // out of descriptors, say: no port would do
+					return socket, false, err
+				}
+				lost = lost || isInUse(err)
+			}
+		}
+		if !lost {
+			break
+		}
+	}
+	return socket, false, nil
+}
+
+// keep hands the socket to those who hand it on, and writes what speaks of it: lock, record, port file.
+func (a *attempt[S]) keep(ctx context.Context, socket S, from int) (release func() error, err error) {
+	var releases []func() error
+	release = func() error {
+		var errs []error
+		for _, r := range releases {
+			errs = append(errs, r())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, release())
+		}
+	}()
+
+	if from == fromBind {
+		if remove := ownSocketFile(socket, a.addrOf(socket)); remove != nil {
+			releases = append(releases, remove)
+		}
+	}
+	a.record(ctx, socket)
+	releases = append(releases, a.unlock)
+	for i, source := range a.config.Sources {
+		keeper, ok := source.(Keeper)
+		if !ok || i == from {
+			continue
+		}
+		conn, ok := any(socket).(syscall.Conn)
+		if !ok {
+			return release, unsupported("keep", a.addrOf(socket))
+		}
+		if err := keeper.Keep(a.config.Name, a.network, a.requested, conn); err != nil {
+			return release, err
+		}
+	}
+	if a.portFile != "" {
+		remove, err := writePortFile(a.portFile, []string{a.origin.Address})
+		if err != nil {
+			return release, err
+		}
+		releases = slices.Insert(releases, 0, remove)
+	}
+	return release, nil
+}
+
+// record takes the lock and writes the record. A state directory that cannot be used never keeps a server from starting.
+func (a *attempt[S]) record(ctx context.Context, socket S) {
+	skip := func(err error) {
+		a.log.LogAttrs(ctx, slog.LevelWarn, "no lock and no record for this listener, so an earlier run is recognised by its program alone", slog.Any("error", err))
+	}
+	if a.records == nil {
+		records, err := registry.Open(a.config.StateDir)
+		if err != nil {
+			skip(err)
+			return
+		}
+		a.records = records
+	}
+	address := a.origin.Address
+	if _, ok := a.addrOf(socket).(*net.UnixAddr); ok {
+		address = holder.AbsolutePath(address)
+	}
+	if a.lock == nil {
+		lock, err := a.records.Lock(a.network, address)
+		if err != nil {
+			skip(err)
+			return
+		}
+		a.lock = lock
+	}
+	self := proc.Self()
+	err := a.lock.Write(registry.Record{
+		PID: self.PID, Start: self.Start, Started: self.Started, Boot: proc.BootID(),
+		Executable: self.Executable, Main: proc.MainPackage(self.PID), Dir: self.Dir,
+		Name: a.config.Name, Network: a.network, Requested: a.requested, Address: address,
+		Inode: sockets.InodeOf(socket), Since: time.Now(), Origin: a.origin.Kind.String(),
+	})
+	if err != nil {
+		skip(errors.Join(err, a.unlock()))
+	}
+}
+
+func (a *attempt[S]) unlock() error {
+	if a.lock == nil {
+		return nil
+	}
+	err := a.lock.Release()
+	a.lock = nil
+	return err
+}
+
+// logDecision says what was found and what is done about it.
+func (a *attempt[S]) logDecision(ctx context.Context, action strategy.Action, weighed bool, diagnosis func() strategy.Diagnosis) {
+	if !a.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	attrs := []slog.Attr{slog.String("network", a.network), slog.String("requested", a.requested)}
+	if action == nil {
+		attrs = append(attrs, slog.String("action", "fail"))
+	} else {
+		attrs = append(attrs, slog.String("action", action.String()))
+	}
+	if weighed {
+		d := diagnosis()
+		attrs = append(attrs, slog.Bool("complete", d.Complete))
+		for _, h := range d.Holders {
+			attrs = append(attrs, slog.Any("holder", h))
+		}
+	}
+	a.log.LogAttrs(ctx, slog.LevelDebug, "decided", attrs...)
+}
+
+// report says what was obtained.
+func (a *attempt[S]) report(ctx context.Context) {
+	attrs := []slog.Attr{
+		slog.String("network", a.network), slog.String("requested", a.requested),
+		slog.String("address", a.origin.Address), slog.String("origin", a.origin.Kind.String()),
+	}
+	if a.config.Name != "" {
+		attrs = append(attrs, slog.String("name", a.config.Name))
+	}
+	if a.origin.Kind == Fallback {
+		a.log.LogAttrs(ctx, slog.LevelWarn, fallbackMessage(a.origin), attrs...)
+		return
+	}
+	a.log.LogAttrs(ctx, slog.LevelInfo, "listening on "+a.origin.Address, attrs...)
+}
+
+// fallbackMessage is the sentence that users know from other tools: "port 3000 is in use by ..., using 3001".
+func fallbackMessage(o Origin) string {
+	_, requested, _ := net.SplitHostPort(o.Requested)
+	_, obtained, _ := net.SplitHostPort(o.Address)
+	by := strategy.Diagnosis{Holders: o.InTheWay}.String()
+	if len(o.InTheWay) == 0 {
+		by = "a process that cannot be seen"
+	}
+	return "port " + requested + " is in use by " + by + ", using " + obtained
+}
+
+func addressText(addr net.Addr) string {
+	if addr == nil {
+		return ""
+	}
+	return addr.String()
+}

@@ -1,0 +1,144 @@
+package listener
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"syscall"
+
+	"github.com/berth-go/berth/strategy"
+)
+
+// Config says how to obtain a listener. The zero value is ready to use and is the strictest: it binds the address or
+// fails at once with a diagnosis. A Config must not be changed while it is in use; it may serve any number of calls, also
+// at once.
+type Config struct {
+	// Net is used for every bind: its Control, keep-alive and MPTCP settings hold. Control is called for every attempt,
+	// and package net makes two of one that fails, the second without MPTCP.
+	Net net.ListenConfig
+
+	// Strategy is asked after every failed bind. Nil means strategy.Production().
+	Strategy strategy.Strategy
+
+	// Sources are asked in order for a socket that exists already; the first that has one wins over a bind.
+	Sources []Source
+
+	// Middleware wraps the listener; the first is outermost. Packet connections are not wrapped.
+	Middleware []Middleware
+
+	// Name is the name of the service: in records, in logs, and for Sources that know sockets by name. Two runs with
+	// different names are different services and never stop each other by default.
+	Name string
+
+	// StateDir holds locks and records, which tell cooperating processes who has which address. "" means the per-user
+	// default: berth below $XDG_RUNTIME_DIR, for root /run/berth, else berth-<uid> in the directory for temporary
+	// files. A directory that cannot be used, or not be trusted, is logged and done without.
+	StateDir string
+
+	// PortFile, if not "", is written atomically with the address obtained, one a line, and removed on Close. Where it
+	// cannot be written, Listen fails.
+	PortFile string
+
+	// Logger gets every decision: what was asked, found, decided and obtained. Debug for each attempt, Info for the
+	// listener obtained, Warn for what a person should know: another port, a process stopped. Nil discards.
+	Logger *slog.Logger
+}
+
+// A Middleware wraps a listener. The wrapper's Accept must give [net.ErrClosed] after Close; where it hides the listener
+// inside, it should show it by a method Unwrap() net.Listener, so that [As] and [OriginOf] see through it.
+type Middleware func(net.Listener) net.Listener
+
+// A Source hands over sockets that exist already: systemd's, or those of the process before this one. The name is that
+// of the service, the address what the caller asked for. An error that is [io/fs.ErrNotExist] means: nothing here for
+// that, ask the next. Any other error ends the attempt. It uses built-in types only, so that a Source need not import
+// this package.
+type Source interface {
+	Take(name, network, address string) (net.Listener, error)
+	TakePacket(name, network, address string) (net.PacketConn, error)
+}
+
+// A Keeper is a [Source] that also hands on: it is given every socket that was obtained elsewhere, before Listen returns.
+// An error from it ends the attempt.
+type Keeper interface {
+	Keep(name, network, address string, socket syscall.Conn) error
+}
+
+// Listen obtains a listener for the address: from a Source, else by a bind, else by what the Strategy decides.
+//
+// The context bounds the attempt, with its waits and the stopping of processes. It has no effect on the listener that is
+// returned. The networks are those of [net.Listen]: "tcp", "tcp4", "tcp6", "unix" and "unixpacket". The file of a Unix
+// socket that nobody serves any more is replaced, whatever the strategy; a live one never.
+//
+// A failure is an [*net.OpError]. Where the address was well-formed, the Err in it is an [*Error], which says who holds
+// the address and what to do.
+func (c *Config) Listen(ctx context.Context, network, address string) (*Listener, error) {
+	return c.listen(ctx, network, address, c.PortFile)
+}
+
+func (c *Config) listen(ctx context.Context, network, address, portFile string) (*Listener, error) {
+	a := attempt[net.Listener]{
+		config: c, network: network, requested: address, portFile: portFile,
+		take:   Source.Take,
+		bind:   c.Net.Listen,
+		addrOf: net.Listener.Addr,
+	}
+	ln, h, err := a.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newListener(ln, c.Middleware, h), nil
+}
+
+// ListenPacket is [Config.Listen] for "udp", "udp4", "udp6" and "unixgram". Middleware is not applied.
+func (c *Config) ListenPacket(ctx context.Context, network, address string) (*PacketConn, error) {
+	a := attempt[net.PacketConn]{
+		config: c, network: network, requested: address, portFile: c.PortFile,
+		take:   Source.TakePacket,
+		bind:   c.Net.ListenPacket,
+		addrOf: net.PacketConn.LocalAddr,
+	}
+	conn, h, err := a.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newPacketConn(conn, h), nil
+}
+
+// ListenAll is [Config.Listen] for several addresses, all or none: when one fails, those before it are closed. The
+// PortFile has all of them, in their order, and is removed with the last Close. Without addresses it returns none.
+func (c *Config) ListenAll(ctx context.Context, network string, addresses ...string) ([]*Listener, error) {
+	var all []*Listener
+	closeAll := func() {
+		for _, ln := range all {
+			_ = ln.Close() // the failure that led here is what counts
+		}
+	}
+	var obtained []string
+	for _, address := range addresses {
+		ln, err := c.listen(ctx, network, address, "")
+		if err != nil {
+			// An address that was given twice is held by this process, which must be found out before it is closed.
+			if e := (*Error)(nil); len(all) > 0 && errors.As(err, &e) {
+				e.Diagnosis()
+			}
+			closeAll()
+			return nil, err
+		}
+		all = append(all, ln)
+		obtained = append(obtained, ln.Addr().String())
+	}
+	if c.PortFile != "" && len(all) > 0 {
+		release, err := writePortFile(c.PortFile, obtained)
+		if err != nil {
+			closeAll()
+			return nil, &net.OpError{Op: "listen", Net: network, Err: &Error{Requested: addresses[0], Cause: err}}
+		}
+		release = afterCalls(len(all), release)
+		for _, ln := range all {
+			before := ln.hold.release
+			ln.hold.release = func() error { return errors.Join(release(), before()) }
+		}
+	}
+	return all, nil
+}
