@@ -1,0 +1,135 @@
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/berth-go/berth/internal/holder"
+	"github.com/berth-go/berth/internal/registry"
+	"github.com/berth-go/berth/internal/sockets"
+	"github.com/berth-go/berth/strategy"
+)
+
+// A Summary counts the ports of some ranges. Free, InUse and Locked add up to Total.
+type Summary struct {
+	Total   int // ports in the ranges, each once
+	Free    int // nobody has them
+	InUse   int // somebody has bound them
+	Tracked int // of those in use, the ones that berth has a true record of: the healthy ones
+	Locked  int // nobody has bound them, but a running berth process holds their lock
+	Errors  int // records of these ports that are stale, damaged or of a future version
+
+	// Ports reports on every port that is not plainly free, in order of the ports.
+	Ports []Report
+}
+
+var defaultRanges = []strategy.Range{{First: 3000, Last: 3010}, {First: 8000, Last: 8010}, {First: 9000, Last: 9010}}
+
+// System tells about all ports of some ranges by one look at the kernel's table, at the processes and at the records. It
+// binds nothing, so where the table does not show every socket (see [Report].Complete), a port may be counted as free
+// that is not.
+func System(ctx context.Context, o Options) (Summary, error) {
+	network := o.Network
+	if network == "" {
+		network = "tcp"
+	}
+	if network != "tcp" && network != "udp" {
+		return Summary{}, net.UnknownNetworkError(network)
+	}
+	ranges := o.Ranges
+	if ranges == nil {
+		ranges = defaultRanges
+	}
+	var asked ports
+	for _, r := range ranges {
+		for port := max(int(r.First), 1); port <= int(r.Last); port++ {
+			asked.add(port)
+		}
+	}
+	summary := Summary{Total: asked.count}
+	if asked.count == 0 {
+		return summary, nil
+	}
+	first, last := uint16(asked.first), uint16(asked.last)
+	listed, err := sockets.List(network, first, last)
+	if err != nil {
+		return Summary{}, fmt.Errorf("inspect %s ports %d-%d: %w", network, first, last, err)
+	}
+	var found []sockets.Socket
+	for _, s := range listed {
+		if asked.has[s.Local.Port()] {
+			found = append(found, s)
+		}
+	}
+	records, _ := registry.Existing(o.StateDir) // without records nobody is tracked; that is no failure
+	diagnosis := holder.Search{Target: sockets.Target{Network: network}, Records: records}.DiagnoseSockets(ctx, found, false)
+	if err := ctx.Err(); err != nil {
+		return Summary{}, err
+	}
+	holders := map[uint16][]strategy.Holder{}
+	for _, h := range diagnosis.Holders {
+		if at, err := netip.ParseAddrPort(h.Address); err == nil {
+			holders[at.Port()] = append(holders[at.Port()], h)
+		}
+	}
+	entries := map[uint16][]registry.Entry{}
+	if records != nil {
+		all, _ := records.Entries(network, first, last) // as above
+		for _, entry := range all {
+			entries[entry.Port] = append(entries[entry.Port], entry)
+		}
+	}
+
+	for port := asked.first; port <= asked.last; port++ {
+		p := uint16(port)
+		if !asked.has[p] {
+			continue
+		}
+		if holders[p] == nil && entries[p] == nil {
+			summary.Free++
+			continue
+		}
+		report := Report{Network: network, Address: ":" + strconv.Itoa(port), Port: port, Holders: holders[p], Complete: true}
+		report.judge(sockets.Target{Network: network, Addr: netip.AddrPortFrom(netip.Addr{}, p), V4: true, V6: true}, entries[p])
+		report.Complete = diagnosis.Complete
+		summary.add(report)
+	}
+	return summary, nil
+}
+
+func (s *Summary) add(r Report) {
+	switch r.State {
+	case Available:
+		s.Free++
+	case Locked:
+		s.Locked++
+	case Healthy:
+		s.InUse++
+		s.Tracked++
+	default:
+		s.InUse++
+	}
+	s.Errors += len(r.Records)
+	s.Ports = append(s.Ports, r)
+}
+
+// ports is a set of ports.
+type ports struct {
+	has                [65536]bool
+	first, last, count int
+}
+
+func (p *ports) add(port int) {
+	if p.has[port] {
+		return
+	}
+	p.has[port] = true
+	if p.count == 0 || port < p.first {
+		p.first = port
+	}
+	p.last = max(p.last, port)
+	p.count++
+}
