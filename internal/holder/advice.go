@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -118,7 +117,7 @@ func remedy(h strategy.Holder) string {
 		return "turn off AirPlay Receiver in System Settings > General > AirDrop & Handoff"
 	case h.UID >= 0 && proc.Self().UID > 0 && h.UID != proc.Self().UID:
 		return fmt.Sprintf("stop pid %d as user %s or root", h.PID, h.User)
-	case h.PID == 1 || slices.Contains(proc.Ancestors(), h.PID):
+	case h.PID == 1 || strings.HasPrefix(h.Refusal, isAncestor):
 		return "choose another port"
 	}
 	return "kill " + strconv.Itoa(h.PID)

@@ -45,7 +45,7 @@ func TestRemedy(t *testing.T) {
 		{strategy.Holder{PID: 1, Command: "systemd", Unit: "init.scope"}, "systemctl list-sockets shows the unit to stop"},
 		{strategy.Holder{PID: nowhere, Unit: "nginx.service"}, "systemctl stop nginx"},
 		{strategy.Holder{PID: nowhere, Command: "ControlCenter"}, "turn off AirPlay Receiver in System Settings > General > AirDrop & Handoff"},
-		{strategy.Holder{PID: os.Getppid(), UID: self.UID}, "choose another port"},
+		{strategy.Holder{PID: nowhere, UID: self.UID, Refusal: isAncestor + ": the shell"}, "choose another port"},
 		{strategy.Holder{PID: 1, UID: self.UID}, "choose another port"},
 	}
 	for _, test := range tests {

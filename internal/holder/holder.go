@@ -74,12 +74,13 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 	if len(inTheWay) == 0 {
 		return strategy.Diagnosis{Complete: sockets.Exhaustive(s.Target.Network)}
 	}
-	pids, complete := s.pids(ctx, inTheWay, first)
-	holdings := s.describe(inTheWay, pids)
+	records := s.recordsOf(inTheWay)
+	pids, complete := pidsOf(ctx, inTheWay, records, first)
+	holdings := s.describe(inTheWay, records, pids)
 	settled := settle(ctx, holdings)
 	if first && len(settled) < len(holdings) { // who passed hid who stays
-		pids, complete = s.pids(ctx, inTheWay, false)
-		settled = settle(ctx, s.describe(inTheWay, pids))
+		pids, complete = pidsOf(ctx, inTheWay, records, false)
+		settled = settle(ctx, s.describe(inTheWay, records, pids))
 	}
 	holdings = settled
 	judge(proc.Self(), s.Name, holdings)
@@ -102,7 +103,7 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 
 // pids finds the processes of each socket, in the order of inTheWay. Complete means that every socket has a holder, or
 // that every process could be inspected.
-func (s Search) pids(ctx context.Context, inTheWay []sockets.Socket, first bool) (pids [][]int, complete bool) {
+func pidsOf(ctx context.Context, inTheWay []sockets.Socket, records []*registry.Record, first bool) (pids [][]int, complete bool) {
 	pids = make([][]int, len(inTheWay))
 	var unknown []uint64
 	for i, socket := range inTheWay {
@@ -112,7 +113,7 @@ func (s Search) pids(ctx context.Context, inTheWay []sockets.Socket, first bool)
 		case socket.Inode == 0: // of the kernel, or of a system that shows none
 		default:
 			if first {
-				if pid := s.recordedPID(socket); pid != 0 {
+				if pid := recordedPID(records[i], socket); pid != 0 {
 					pids[i] = []int{pid}
 					continue
 				}
@@ -137,8 +138,7 @@ func (s Search) pids(ctx context.Context, inTheWay []sockets.Socket, first bool)
 }
 
 // recordedPID is the process that our records name for the socket, if it really has it.
-func (s Search) recordedPID(socket sockets.Socket) int {
-	record := s.record(socket)
+func recordedPID(record *registry.Record, socket sockets.Socket) int {
 	if record == nil || record.Inode != socket.Inode {
 		return 0
 	}
@@ -149,6 +149,14 @@ func (s Search) recordedPID(socket sockets.Socket) int {
 		return 0
 	}
 	return record.PID
+}
+
+func (s Search) recordsOf(inTheWay []sockets.Socket) []*registry.Record {
+	records := make([]*registry.Record, len(inTheWay))
+	for i, socket := range inTheWay {
+		records[i] = s.record(socket)
+	}
+	return records
 }
 
 // record is what our state directory says of a socket's address, nil where it says nothing of this boot.
@@ -189,7 +197,7 @@ func Address(socket sockets.Socket) string {
 
 // describe gathers the facts on each process. One that ended in the meantime is left out, together with its socket when
 // it was the only holder.
-func (s Search) describe(inTheWay []sockets.Socket, pids [][]int) []holding {
+func (s Search) describe(inTheWay []sockets.Socket, records []*registry.Record, pids [][]int) []holding {
 	var holdings []holding
 	for i, socket := range inTheWay {
 		if socket.Network == "unix" && socket.State == sockets.Connected {
@@ -197,7 +205,7 @@ func (s Search) describe(inTheWay []sockets.Socket, pids [][]int) []holding {
 			// so a server for ever after its first client. It owns its name as before, and is no ephemeral client.
 			socket.State = sockets.Bound
 		}
-		record := s.record(socket)
+		record := records[i]
 		if len(pids[i]) == 0 {
 			holdings = append(holdings, holding{socket: socket, record: record})
 		}
@@ -232,7 +240,9 @@ func (s Search) describe(inTheWay []sockets.Socket, pids [][]int) []holding {
 // gives way to. A newer process that still has the socket after the pauses was given it, or bound it.
 func settle(ctx context.Context, holdings []holding) []holding {
 	self := proc.Self()
-	newer := func(h holding) bool { return h.socket.Inode != 0 && h.process.PID != 0 && self.Before(h.process) }
+	newer := func(h holding) bool {
+		return !h.recorded() && h.socket.Inode != 0 && h.process.PID != 0 && self.Before(h.process)
+	}
 	passing := func(h holding) bool {
 		if !newer(h) {
 			return false

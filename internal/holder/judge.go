@@ -12,12 +12,19 @@ import (
 // judge fills in Ours, Newer and Refusal: the rules under which a process may be stopped, all of them here. Rule 1, that
 // the process holds a socket which really is in the way, is what makes a holding; see stop for how it is verified.
 func judge(self proc.Process, name string, holdings []holding) {
-	ancestors := proc.Ancestors()
+	oldest := self.Start
+	for _, h := range holdings {
+		if h.process.PID != 0 {
+			oldest = min(oldest, h.process.Start) // 0 where it is unknown
+		}
+	}
+	ancestors := proc.AncestorsSince(oldest)
 	for i := range holdings {
 		h := &holdings[i]
 		h.holder.Newer = h.process.PID != 0 && h.process.PID != self.PID && self.Before(h.process)
 		if cause := refusal(self, ancestors, h.socket, h.process); cause != "" {
-			h.holder.Refusal = cause + "; " + remedy(h.holder)
+			h.holder.Refusal = cause // which remedy reads
+			h.holder.Refusal += "; " + remedy(h.holder)
 		}
 		h.holder.Ours = h.process.PID != 0 && ours(self, name, h)
 	}
@@ -30,6 +37,8 @@ func judge(self proc.Process, name string, holdings []holding) {
 		})
 	}
 }
+
+const isAncestor = "it is an ancestor of this process"
 
 // refusal is the rule that forbids to stop a process whoever asks, "" where none does.
 func refusal(self proc.Process, ancestors []int, socket sockets.Socket, p proc.Process) string {
@@ -47,7 +56,7 @@ func refusal(self proc.Process, ancestors []int, socket sockets.Socket, p proc.P
 	case p.Kernel:
 		return "it is a kernel thread"
 	case slices.Contains(ancestors, p.PID):
-		return "it is an ancestor of this process: the shell, editor or tool that started it"
+		return isAncestor + ": the shell, editor or tool that started it"
 	case p.UID < 0 || p.RealUID < 0 || p.Start == 0:
 		return "it cannot be inspected"
 	case forwarders[p.Command]:

@@ -110,7 +110,7 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 	if err != nil {
 		return nil, err
 	}
-	pids, _ := s.pids(ctx, seen, false)
+	pids, _ := pidsOf(ctx, seen, nil, false)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 			holders = append(holders, slices.DeleteFunc(pids[i], func(pid int) bool { return !holds(pid, socket) }))
 		}
 	}
-	holdings := settle(ctx, s.describe(inTheWay, holders))
+	holdings := settle(ctx, s.describe(inTheWay, s.recordsOf(inTheWay), holders))
 	judge(proc.Self(), s.Name, holdings)
 	suspects := make([]suspect, len(holdings))
 	for i, h := range holdings {

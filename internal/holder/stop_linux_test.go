@@ -220,7 +220,7 @@ func TestDiagnose(t *testing.T) {
 			if name == "true" {
 				want = first.Process.Pid
 			}
-			require.Equal(t, want, s.recordedPID(held))
+			require.Equal(t, want, recordedPID(s.record(held), held))
 		})
 	}
 	require.NoError(t, lock.Write(record))

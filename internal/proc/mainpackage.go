@@ -4,6 +4,7 @@ import (
 	"debug/buildinfo"
 	"os"
 	"runtime/debug"
+	"sync"
 )
 
 // MainPackage returns the import path of the main package of the Go program that a process runs, as the Go command
@@ -14,10 +15,7 @@ import (
 // removed it; elsewhere it is what the path leads to now.
 func MainPackage(pid int) string {
 	if pid == os.Getpid() {
-		if info, ok := debug.ReadBuildInfo(); ok {
-			return info.Path
-		}
-		return ""
+		return ownMainPackage()
 	}
 	path := executablePath(pid)
 	if path == "" {
@@ -29,3 +27,11 @@ func MainPackage(pid int) string {
 	}
 	return info.Path
 }
+
+// ownMainPackage parses what the linker left only once: it costs as much as several system calls.
+var ownMainPackage = sync.OnceValue(func() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Path
+	}
+	return ""
+})

@@ -109,12 +109,17 @@ var self = sync.OnceValue(func() Process {
 // An ancestor may end while they are collected, and its children get another parent: then they are collected
 // again. The result is current, not a promise: a parent that ends later is no longer an ancestor, and its pid may
 // be given to another process.
-func Ancestors() []int {
+func Ancestors() []int { return AncestorsSince(0) }
+
+// AncestorsSince is Ancestors up to the first that started before since, in units of [Process].Start. A process is never
+// younger than its parent, nor than the one that it is given when that ends: whoever started at since or later and is not
+// listed is no ancestor.
+func AncestorsSince(since uint64) []int {
 	const attempts = 3 // each needs an ancestor to end within microseconds
 	var pids []int
 	for range attempts {
 		var consistent bool
-		if pids, consistent = ancestors(os.Getppid(), os.Getpid(), lineage); consistent {
+		if pids, consistent = ancestors(os.Getppid(), os.Getpid(), since, lineage); consistent {
 			break
 		}
 	}
@@ -123,7 +128,7 @@ func Ancestors() []int {
 
 // ancestors climbs from pid, the parent of child. It reports whether every link held: a parent that is gone, or
 // younger than its child (its pid was recycled), or met before, means that the family changed on the way.
-func ancestors(pid, child int, lineage func(int) (ppid int, start uint64, err error)) (pids []int, consistent bool) {
+func ancestors(pid, child int, since uint64, lineage func(int) (ppid int, start uint64, err error)) (pids []int, consistent bool) {
 	_, born, err := lineage(child)
 	if err != nil {
 		born = 0 // unknown
@@ -141,7 +146,7 @@ func ancestors(pid, child int, lineage func(int) (ppid int, start uint64, err er
 		if born != 0 && start > born {
 			return pids, false
 		}
-		if pid == 1 {
+		if pid == 1 || start < since {
 			break
 		}
 		pid, born = ppid, start

@@ -109,7 +109,14 @@ var bootID = sync.OnceValue(func() string {
 // where a rebuild has removed its name.
 func executablePath(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/exe" }
 
-func currentDir() string { return readlinkAt(unix.AT_FDCWD, "/proc/self/cwd") }
+// currentDir asks getcwd(2), which costs a quarter of the link in /proc; of a directory that was removed only that tells.
+func currentDir() string {
+	var path [unix.PathMax]byte
+	if n, err := unix.Getcwd(path[:]); err == nil && n > 1 && path[0] == '/' {
+		return string(path[:n-1]) // it counts the NUL
+	}
+	return readlinkAt(unix.AT_FDCWD, "/proc/self/cwd")
+}
 
 // started converts ticks after boot. The unit is 1/100 s for user space on every architecture that Go has, whatever
 // the kernel's own HZ; the clock is CLOCK_BOOTTIME (since Linux 2.6; it counts suspended time).

@@ -51,7 +51,7 @@ func TestAncestorsOf(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			pids, consistent := ancestors(8, 9, func(pid int) (int, uint64, error) {
+			pids, consistent := ancestors(8, 9, 0, func(pid int) (int, uint64, error) {
 				g, ok := test.family[pid]
 				if !ok {
 					return 0, 0, fs.ErrNotExist

@@ -1,6 +1,10 @@
 package registry
 
-import "io/fs"
+import (
+	"errors"
+	"io/fs"
+	"os"
+)
 
 const (
 	noFollow = 0
@@ -15,3 +19,22 @@ const (
 
 // The directory for temporary files is the user's own, protected by its access control list.
 func ownedBy(fs.FileInfo, int) bool { return true }
+
+// write replaces the size bytes in the locked file.
+func write(path string, locked fs.FileInfo, text []byte, _ int64) error {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err == nil && !os.SameFile(locked, info) {
+		err = errReplaced
+	}
+	if err == nil {
+		_, err = file.WriteAt(text, recordOffset)
+	}
+	if err == nil {
+		err = file.Truncate(recordOffset + int64(len(text)))
+	}
+	return errors.Join(err, file.Close())
+}

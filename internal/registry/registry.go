@@ -202,10 +202,14 @@ func trusted(info fs.FileInfo) error {
 // Path is the directory's path.
 func (d *Dir) Path() string { return d.path }
 
+var errReplaced = errors.New("it was replaced by another file")
+
 // A Lock is held until Release, or until the process ends.
 type Lock struct {
 	path string
 	lock *flock.Flock
+	file fs.FileInfo // the locked one
+	size int64       // of what is in it
 }
 
 // Lock takes the lock for an address without waiting for another listener: where one has it, the error is [ErrHeld].
@@ -227,7 +231,7 @@ func (d *Dir) Lock(network, address string) (*Lock, error) {
 				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errNotRegular), lock.Unlock())
 			}
 			if err == nil && isNamed(info, path) {
-				return &Lock{path, lock}, nil
+				return &Lock{path, lock, info, info.Size()}, nil
 			}
 			_ = lock.Unlock() // of a file that is gone: nothing to report
 			continue
@@ -268,43 +272,18 @@ func (l *Lock) Write(rec Record) error {
 	}
 	text = append(text, '\n')
 	// gofrs/flock keeps its descriptor to itself, so the file is opened once more.
-	file, err := os.OpenFile(l.path, os.O_WRONLY|noFollow|nonBlock, 0)
-	if err != nil {
+	if err := write(l.path, l.file, text, l.size); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
-	if err = l.owns(file); err == nil {
-		_, err = file.WriteAt(text, recordOffset)
-	}
-	if err == nil {
-		err = file.Truncate(recordOffset + int64(len(text)))
-	}
-	if closeErr := file.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return fmt.Errorf("record: %w", err)
-	}
+	l.size = int64(len(text))
 	return nil
-}
-
-// owns tells by an error whether somebody put another file in place of the locked one.
-func (l *Lock) owns(file *os.File) error {
-	locked, err := l.lock.Stat()
-	if err != nil {
-		return err
-	}
-	opened, err := file.Stat()
-	if err == nil && !os.SameFile(locked, opened) {
-		err = fmt.Errorf("%s was replaced by another file", l.path)
-	}
-	return err
 }
 
 // Release removes the file and frees the lock. A file that somebody put in its place stays.
 func (l *Lock) Release() error {
 	var removed error
 	if removeLocked {
-		if info, err := l.lock.Stat(); err == nil && isNamed(info, l.path) {
+		if isNamed(l.file, l.path) {
 			removed = os.Remove(l.path)
 		}
 		return errors.Join(removed, l.lock.Unlock())
