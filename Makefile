@@ -23,7 +23,7 @@ $(LINT):
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 
 bench:
-	cd benchmarks && go test -run '^$$' -bench . ./...
+	cd benchmarks && go run .
 
 # Every fuzz target of every package, FUZZTIME each.
 fuzz:

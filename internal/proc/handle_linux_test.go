@@ -366,13 +366,13 @@ func recycle() error {
 		terminate, kill, wait := h.terminate(), h.kill(), h.wait(context.Background())
 		_, read := readAt(dir, "stat")
 		if st, err := readStat(pid); err != nil || st.dead() {
-			return fmt.Errorf("%s: the other process was hit: %v %v", name, st, err)
+			return fmt.Errorf("%s: the other process was hit: %v %w", name, st, err)
 		}
-		if alive || terminate != os.ErrProcessDone || kill != os.ErrProcessDone || wait != nil {
-			return fmt.Errorf("%s: %v %v %v %v", name, alive, terminate, kill, wait)
+		if alive || !errors.Is(terminate, os.ErrProcessDone) || !errors.Is(kill, os.ErrProcessDone) || wait != nil {
+			return fmt.Errorf("%s: %v %w %w %w", name, alive, terminate, kill, wait)
 		}
 		if !isGone(read) {
-			return fmt.Errorf("%s: facts of the other process were read: %v", name, read)
+			return fmt.Errorf("%s: facts of the other process were read: %w", name, read)
 		}
 		h.close()
 		unix.Close(dir)
