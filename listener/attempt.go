@@ -86,7 +86,17 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 	if err := ctx.Err(); err != nil {
 		return none, fromBind, a.failure(nil, err)
 	}
-	for i, source := range a.config.Sources {
+	sources := a.config.Sources
+	if sources == nil {
+		own, err := passed(a.requested)
+		if err != nil {
+			return none, fromBind, a.failure(nil, err)
+		}
+		if own != nil {
+			sources = []Source{own}
+		}
+	}
+	for i, source := range sources {
 		if source == nil {
 			continue
 		}
@@ -105,6 +115,9 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 			a.origin.Kind = Inherited
 		}
 		return socket, i, nil
+	}
+	if len(sources) > 0 && a.config.Sources == nil {
+		a.warnUnclaimed(ctx, sources[0])
 	}
 	socket, err := a.bind(ctx, a.network, a.requested)
 	if err == nil {
@@ -328,7 +341,8 @@ func (a *attempt[S]) keep(ctx context.Context, socket S, from int) (release func
 	}()
 
 	if from == fromBind {
-		if remove := ownSocketFile(socket, a.addrOf(socket)); remove != nil {
+		remove := ownSocketFile(socket, a.addrOf(socket))
+		if stored := a.store(ctx, socket); !stored && remove != nil {
 			releases = append(releases, remove)
 		}
 	}
@@ -426,6 +440,9 @@ func (a *attempt[S]) logDecision(ctx context.Context, action strategy.Action, we
 
 // report says what was obtained.
 func (a *attempt[S]) report(ctx context.Context) {
+	if !a.log.Enabled(ctx, slog.LevelInfo) && (a.origin.Kind != Fallback || !a.log.Enabled(ctx, slog.LevelWarn)) {
+		return // the usual case: no text is made for nobody
+	}
 	attrs := []slog.Attr{
 		slog.String("network", a.network), slog.String("requested", a.requested),
 		slog.String("address", a.origin.Address), slog.String("origin", a.origin.Kind.String()),

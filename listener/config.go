@@ -21,8 +21,16 @@ type Config struct {
 	// Strategy is asked after every failed bind. Nil means strategy.Production().
 	Strategy strategy.Strategy
 
-	// Sources are asked in order for a socket that exists already; the first that has one wins over a bind.
+	// Sources are asked in order for a socket that exists already; the first that has one wins over a bind. Nil means
+	// what systemd, or anybody who speaks its protocol, passed to this process (package activation); an address such as
+	// "fd:http" or "fd:3" takes exactly the one of that name or number. Empty and not nil means none.
 	Sources []Source
+
+	// Store keeps what was bound in systemd's descriptor store, so that it survives a restart of the service without a
+	// socket unit, also on a fallback port: the next run finds it by the same network, address and Name. The unit needs
+	// FileDescriptorStoreMax=. Where the store does not take it that is logged; without systemd nothing happens. Close
+	// closes the listener and leaves the stored socket, and the file of a Unix socket, to the next run.
+	Store bool
 
 	// Middleware wraps the listener; the first is outermost. Packet connections are not wrapped.
 	Middleware []Middleware

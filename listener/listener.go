@@ -24,10 +24,15 @@ import (
 	"time"
 )
 
-// Listen is net.Listen, and assignable wherever net.Listen is. It adds one thing only: a failure says who holds the
-// port (see [Error]). Nothing is wrapped, locked or logged: what it returns is the standard library's own type
-// (ln.(*net.TCPListener) holds). Errors are those of net.Listen, an [*net.OpError] with errors.Is as usual.
+// Listen is net.Listen, and assignable wherever net.Listen is. It adds two things only: a socket that systemd passed for
+// this address is taken over (see package activation; "fd:http" as the address takes exactly the one of that name), and
+// a failure says who holds the port (see [Error]). Nothing is wrapped, locked or logged: what it returns is the standard
+// library's own type (ln.(*net.TCPListener) holds). Errors are those of net.Listen, an [*net.OpError] with errors.Is as
+// usual.
 func Listen(network, address string) (net.Listener, error) {
+	if ln, ok, err := takePassed(network, address, Source.Take); ok || err != nil {
+		return ln, err
+	}
 	ln, err := new(net.ListenConfig).Listen(context.Background(), network, address)
 	if err != nil {
 		return nil, explain(network, address, err)
@@ -37,6 +42,9 @@ func Listen(network, address string) (net.Listener, error) {
 
 // ListenPacket is to [net.ListenPacket] what [Listen] is to net.Listen.
 func ListenPacket(network, address string) (net.PacketConn, error) {
+	if conn, ok, err := takePassed(network, address, Source.TakePacket); ok || err != nil {
+		return conn, err
+	}
 	conn, err := new(net.ListenConfig).ListenPacket(context.Background(), network, address)
 	if err != nil {
 		return nil, explain(network, address, err)

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +40,7 @@ type role struct {
 	Name     string
 	StateDir string
 	PortFile string
+	Store    bool
 	Ignore   bool     // SIGTERM is ignored
 	Barrier  string   // Unix socket that is dialled before the listening starts, which its closing releases
 	Child    []string // a command that is started once listening, with the listening socket as its descriptor 3
@@ -96,7 +99,7 @@ func (r role) config() (*listener.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &listener.Config{Strategy: s, Name: r.Name, StateDir: r.StateDir, PortFile: r.PortFile}
+	cfg := &listener.Config{Strategy: s, Name: r.Name, StateDir: r.StateDir, PortFile: r.PortFile, Store: r.Store}
 	if r.Log {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
@@ -360,13 +363,17 @@ func need(t testing.TB, available bool, what string) {
 	t.Skipf("this test needs %s", what)
 }
 
-// freePort is a port that was free a moment ago, for tests in which somebody has to ask for it by number.
+// freePort is a port that was free a moment ago, for tests in which somebody has to ask for it by number. It is outside
+// of the ephemeral range, from which everything else that runs meanwhile takes its ports.
 func freePort(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	_, port, err := net.SplitHostPort(ln.Addr().String())
-	require.NoError(t, err)
-	return port
+	for range 1000 {
+		port := strconv.Itoa(10000 + rand.IntN(10000))
+		if ln, err := net.Listen("tcp", ":"+port); err == nil {
+			require.NoError(t, ln.Close())
+			return port
+		}
+	}
+	require.FailNow(t, "no free port")
+	return ""
 }

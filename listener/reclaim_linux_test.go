@@ -1,11 +1,9 @@
 package listener_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -21,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-go/berth/internal/proc"
+	"github.com/berth-go/berth/internal/systemdtest"
 	"github.com/berth-go/berth/listener"
 )
 
@@ -383,73 +382,6 @@ func TestRefusePID1(t *testing.T) {
 	}, "pid 1 is not stopped: it is pid 1, which runs the system or the container")
 }
 
-// hierarchies are the places where cgroups can be made: that of version 2, and the one of version 1 that systemd uses.
-func hierarchies(t testing.TB) []string {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/mounts")
-	require.NoError(t, err)
-	var roots []string
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 4 || fields[2] != "cgroup2" && (fields[2] != "cgroup" || !strings.Contains(","+fields[3]+",", ",name=systemd,")) {
-			continue
-		}
-		if unix.Access(filepath.Join(fields[1], "cgroup.procs"), unix.W_OK) == nil {
-			roots = append(roots, fields[1])
-		}
-	}
-	need(t, len(roots) > 0, "a cgroup hierarchy that can be written to")
-	return roots
-}
-
-// cgroup makes a cgroup of our own in a hierarchy. What is in it when the test ends is killed, and it goes with all
-// below it. Its name is the same in every hierarchy, since systemd makes what it needs in both.
-func cgroup(t testing.TB, root string) string {
-	t.Helper()
-	dir := filepath.Join(root, fmt.Sprintf("berth-test-%d", os.Getpid()))
-	require.NoError(t, os.Mkdir(dir, 0o755))
-	t.Cleanup(func() {
-		var all []string
-		_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-			if err == nil && entry.IsDir() {
-				all = append(all, path)
-			}
-			return nil
-		})
-		for i := len(all) - 1; i >= 0; i-- { // the inner ones first
-			for _, pid := range members(t, all[i]) {
-				h, err := proc.Open(pid)
-				if errors.Is(err, fs.ErrNotExist) {
-					continue
-				}
-				require.NoError(t, err)
-				_ = h.Kill()
-				waitEnd(t, h)
-				h.Close()
-			}
-			// A process leaves its cgroup a moment after it has ended.
-			require.Eventually(t, func() bool {
-				err := os.Remove(all[i])
-				return err == nil || errors.Is(err, fs.ErrNotExist)
-			}, deadline, time.Millisecond, all[i])
-		}
-	})
-	return dir
-}
-
-func members(t testing.TB, dir string) []int {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	require.NoError(t, err)
-	var pids []int
-	for field := range bytes.FieldsSeq(text) {
-		pid, err := strconv.Atoi(string(field))
-		require.NoError(t, err)
-		pids = append(pids, pid)
-	}
-	return pids
-}
-
 // join puts a process into a cgroup below dir.
 func join(t testing.TB, dir, path string, p *process) {
 	t.Helper()
@@ -461,10 +393,10 @@ func join(t testing.TB, dir, path string, p *process) {
 func TestRefuseContainer(t *testing.T) {
 	needRoot(t)
 	id := strings.Repeat("0123456789abcdef", 4)
-	for _, root := range hierarchies(t) {
+	for _, root := range systemdtest.Hierarchies(t) {
 		for _, path := range []string{"docker-" + id + ".scope", "docker/" + id} {
 			t.Run(filepath.Base(root)+"/"+strings.TrimSuffix(path, ".scope"), func(t *testing.T) {
-				dir := cgroup(t, root)
+				dir := systemdtest.Cgroup(t, filepath.Join(root, fmt.Sprintf("berth-test-%d", os.Getpid())))
 				r := role{Do: "config", Network: "tcp", Address: "127.0.0.1:0", StateDir: t.TempDir()}
 				holder := play(t, r)
 				r.Do, r.Address = "", holder.ready(t)
@@ -487,83 +419,6 @@ func TestRefuseContainer(t *testing.T) {
 	}
 }
 
-// systemd is a manager of services in a corner of this machine, whose pid 1 it is not.
-type systemd struct {
-	*process
-	home, runtime string
-	ready         *net.UnixConn // where it tells that it is up
-}
-
-// startSystemd starts a manager for a user. Its units are files in dir.
-func startSystemd(t testing.TB, units map[string]string) *systemd {
-	t.Helper()
-	needRoot(t)
-	unshare, shell := needCommand(t, "unshare"), needCommand(t, "sh")
-	const program = "/lib/systemd/systemd"
-	_, err := os.Stat(program)
-	need(t, err == nil, program)
-
-	dir, err := os.MkdirTemp("", "berth") // its sockets have long names
-	require.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &systemd{home: filepath.Join(dir, "home"), runtime: filepath.Join(dir, "run")}
-	for _, dir := range []string{s.home, s.runtime, s.units()} {
-		require.NoError(t, os.MkdirAll(dir, 0o700))
-	}
-	for name, text := range units {
-		require.NoError(t, os.WriteFile(filepath.Join(s.units(), name), []byte(text), 0o600))
-	}
-	notify := filepath.Join(dir, "notify")
-	s.ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
-	require.NoError(t, err)
-	t.Cleanup(func() { s.ready.Close() })
-
-	// It wants to believe that systemd runs the machine. And it puts what it finds in its own cgroup into another one,
-	// so it gets one of its own.
-	script := `set -e
-for cgroup; do echo $$ > "$cgroup/cgroup.procs"; done
-mkdir -p /run/systemd
-mount -t tmpfs tmpfs /run/systemd
-mkdir /run/systemd/system
-exec ` + program + ` --user`
-	args := []string{"--mount", shell, "-c", script, shell}
-	for _, root := range hierarchies(t) {
-		args = append(args, cgroup(t, root))
-	}
-	cmd := exec.Command(unshare, args...)
-	cmd.Env = append(s.environ(), "NOTIFY_SOCKET="+notify)
-	s.process = start(t, cmd)
-
-	buffer := make([]byte, 4096)
-	require.NoError(t, s.ready.SetReadDeadline(time.Now().Add(deadline)))
-	for {
-		n, err := s.ready.Read(buffer)
-		require.NoError(t, err, s.stderr)
-		if strings.Contains(string(buffer[:n]), "READY=1") {
-			return s
-		}
-	}
-}
-
-func (s *systemd) units() string { return filepath.Join(s.home, ".config/systemd/user") }
-
-func (s *systemd) environ() []string {
-	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.home, "XDG_RUNTIME_DIR=" + s.runtime}
-}
-
-// systemctl runs a command of its user, and returns when that is done.
-func (s *systemd) systemctl(t testing.TB, args ...string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), deadline)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, needCommand(t, "nsenter"),
-		append([]string{"--target", strconv.Itoa(s.pid()), "--mount", "systemctl", "--user"}, args...)...)
-	cmd.Env = s.environ()
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s; stderr of systemd:\n%s", out, s.stderr)
-	return strings.TrimSpace(string(out))
-}
-
 func TestRefuseSystemd(t *testing.T) {
 	exe, err := os.Executable()
 	require.NoError(t, err)
@@ -572,32 +427,32 @@ func TestRefuseSystemd(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "start")
 	require.NoError(t, os.WriteFile(script, fmt.Appendf(nil, "export %s='%s'\nexec %s\n", roleVariable, encode(t, r), exe), 0o600))
 	activated := net.JoinHostPort("127.0.0.1", freePort(t))
-	s := startSystemd(t, map[string]string{
+	s := systemdtest.Start(t, map[string]string{
 		"app.service":       "[Service]\nType=notify\nNotifyAccess=all\nExecStart=/bin/sh " + script + "\n",
 		"activated.socket":  "[Socket]\nListenStream=" + activated + "\n",
 		"activated.service": "[Service]\nExecStart=/bin/sleep 300\n",
 	})
 
 	t.Run("service", func(t *testing.T) {
-		s.systemctl(t, "start", "app.service")
-		pid := s.systemctl(t, "show", "--property=MainPID", "--value", "app.service")
+		s.Systemctl(t, "start", "app.service")
+		pid := s.Property(t, "app.service", "MainPID")
 		address, err := os.ReadFile(port)
 		require.NoError(t, err)
 		r := role{Network: "tcp", Address: strings.TrimSpace(string(address)), StateDir: state}
 		refused(t, both, r, nil, func(t testing.TB) {
 			t.Helper()
 			require.Equal(t, pid, answers(t, "tcp", r.Address))
-			require.Equal(t, "active", s.systemctl(t, "is-active", "app.service"))
+			require.Equal(t, "active", s.Systemctl(t, "is-active", "app.service"))
 		}, "unit app.service", "pid "+pid+" is not stopped: systemd manages it and would start it again; systemctl stop app")
 	})
 	t.Run("socket", func(t *testing.T) {
-		s.systemctl(t, "start", "activated.socket")
+		s.Systemctl(t, "start", "activated.socket")
 		r := role{Network: "tcp", Address: activated, StateDir: state}
 		refused(t, both, r, nil, func(t testing.TB) {
 			t.Helper()
-			require.True(t, s.alive())
-			require.Equal(t, "active", s.systemctl(t, "is-active", "activated.socket"))
+			require.True(t, s.Alive())
+			require.Equal(t, "active", s.Systemctl(t, "is-active", "activated.socket"))
 		}, fmt.Sprintf("pid %d is not stopped: it is a systemd manager, which holds the socket for a .socket unit; "+
-			"systemctl list-sockets shows the unit to stop", s.pid()))
+			"systemctl list-sockets shows the unit to stop", s.PID()))
 	})
 }
