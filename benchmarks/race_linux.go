@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-go/berth/listener"
+	"github.com/berth-go/berth/strategy"
+)
+
+// raceExperiment is a mass start: many processes want a port of one range at the same instant. What counts is the time
+// until the last of them has one.
+var raceExperiment = experiment{"Race", "Many processes, one range, one instant", func(l *lab) ([]row, error) {
+	first, err := l.portRow(l.ports, 0)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := l.dir(true)
+	if err != nil {
+		return nil, err
+	}
+	by := func(name, by string, warm bool) contestant {
+		return contestant{name, func() (outcome, error) {
+			o, err := race(l.racers, role{Do: doRace, By: by, Warm: warm, StateDir: dir, First: first, Last: first + l.ports - 1})
+			if err == nil && o.failed > 0 && by != byFind {
+				err = fmt.Errorf("%d of %d processes have no port", o.failed, l.racers)
+			}
+			return o, err
+		}}
+	}
+	text := fmt.Sprintf("%d processes, %d ports", l.racers, l.ports)
+	name := fmt.Sprintf("processes=%d/ports=%d", l.racers, l.ports)
+	peers := func(warm bool) []contestant {
+		return []contestant{by("net-random-start", byRandom, warm), by("find-then-listen", byFind, warm)}
+	}
+	spread := func(name, text string, warm bool, goal goal) row {
+		return row{name: name, text: text, goal: goal, ours: by("berth", bySpread, warm), bare: by("net", "", warm), peers: peers(warm)}
+	}
+	return []row{
+		spread(name+"/start=random", text+", `Fallback` with `Spread`", false, atMost(10*ms)),
+		spread(name+"/start=random-warm", text+", the same, and each has listened before", true, atMost(10*ms)),
+		{
+			name: name + "/start=first", text: text + ", `Fallback` in order", goal: timesBare(1.0),
+			ours: by("berth", byBerth, false), bare: by("net", "", false), peers: peers(false),
+		},
+	}, nil
+}}
+
+// Descriptors of a racer that its parent gives it: the first ends when the race starts, the second when it is over.
+const (
+	goDescriptor  = 3
+	endDescriptor = 4
+)
+
+const (
+	racerReady  = "ready"
+	racerFailed = "failed"
+)
+
+// race is the child's part. It waits in plain system calls, so that nothing but the wake-up itself comes before the job,
+// and reads a clock that all processes share.
+func (r role) race() error {
+	if r.Warm {
+		if err := r.warmUp(); err != nil {
+			return err
+		}
+	}
+	fmt.Println(racerReady)
+	awaitEnd(goDescriptor)
+	ln, err := r.takeOne()
+	at, clockErr := now()
+	if clockErr != nil {
+		return clockErr
+	}
+	if err != nil {
+		fmt.Println(racerFailed, int64(at))
+		return nil
+	}
+	fmt.Println(portOfListener(ln), int64(at))
+	awaitEnd(endDescriptor)
+	return ln.Close()
+}
+
+// warmUp listens once elsewhere, so that what a process does for its first listener is over.
+func (r role) warmUp() error {
+	listen := net.Listen
+	if r.By == byBerth || r.By == bySpread {
+		listen = func(network, address string) (net.Listener, error) {
+			return (&listener.Config{StateDir: r.StateDir}).Listen(context.Background(), network, address)
+		}
+	}
+	ln, err := listen("tcp", at(0))
+	if err != nil {
+		return err
+	}
+	return ln.Close()
+}
+
+func (r role) takeOne() (net.Listener, error) {
+	ports := []strategy.Range{{First: uint16(r.First), Last: uint16(r.Last)}}
+	switch r.By {
+	case byBerth, bySpread:
+		cfg := listener.Config{StateDir: r.StateDir, Strategy: strategy.Fallback{Ranges: ports, Spread: r.By == bySpread}}
+		return cfg.Listen(context.Background(), "tcp", at(r.First))
+	case byFind:
+		found, err := listenInOrder(r.First, r.Last)
+		if err != nil {
+			return nil, err
+		}
+		address := found.Addr().String()
+		if err := found.Close(); err != nil {
+			return nil, err
+		}
+		return net.Listen("tcp", address)
+	case byRandom:
+		ln, err := listenInOrder(r.First+rand.N(r.Last-r.First+1), r.Last)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			ln, err = listenInOrder(r.First, r.Last)
+		}
+		return ln, err
+	default:
+		return listenInOrder(r.First, r.Last)
+	}
+}
+
+// awaitEnd waits until the other end of a pipe is closed.
+func awaitEnd(fd int) {
+	for {
+		n, err := unix.Read(fd, make([]byte, 1))
+		if err != unix.EINTR && n <= 0 {
+			return
+		}
+	}
+}
+
+// now is the time since boot, the same in every process.
+func now() (time.Duration, error) {
+	var t unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t)
+	return time.Duration(t.Nano()), err
+}
+
+// race lets n processes play the role at the same instant.
+func race(n int, r role) (o outcome, err error) {
+	goRead, goWrite, err := os.Pipe()
+	if err != nil {
+		return o, err
+	}
+	defer goRead.Close()
+	defer goWrite.Close()
+	endRead, endWrite, err := os.Pipe()
+	if err != nil {
+		return o, err
+	}
+	defer endRead.Close()
+	output, outputWrite, err := os.Pipe()
+	if err != nil {
+		return o, err
+	}
+	defer output.Close()
+	defer outputWrite.Close()
+
+	for range n {
+		cmd, err := command("", r)
+		if err != nil {
+			return o, err
+		}
+		cmd.Stdout = outputWrite
+		cmd.ExtraFiles = []*os.File{goRead, endRead}
+		if err := cmd.Start(); err != nil {
+			return o, err
+		}
+		defer leave(cmd)
+	}
+	defer endWrite.Close() // before they are waited for
+	// Nothing but the children keeps it open: when they are gone, reading ends.
+	_ = outputWrite.Close()
+	lines := bufio.NewReader(output)
+	for range n {
+		if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != racerReady {
+			return o, errors.Join(fmt.Errorf("a racer is not ready: %q", line), err)
+		}
+	}
+
+	time.Sleep(20 * time.Millisecond) // the last ones reach their system call
+	begin, err := now()
+	if err != nil {
+		return o, err
+	}
+	_ = goWrite.Close()
+	// Their lines are short enough to wait in the pipe; whoever read them now would take a processor from the racers.
+	time.Sleep(time.Duration(n) * ms / 2)
+	seen := map[string]bool{}
+	for range n {
+		line, err := lines.ReadString('\n')
+		port, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		at, parseErr := strconv.ParseInt(text, 10, 64)
+		if err := errors.Join(err, parseErr); err != nil {
+			return o, fmt.Errorf("a racer printed %q: %w", line, err)
+		}
+		o.took = max(o.took, time.Duration(at)-begin)
+		switch {
+		case port == racerFailed:
+			o.failed++
+		case seen[port]:
+			return o, fmt.Errorf("two processes have port %s", port)
+		}
+		seen[port] = true
+	}
+	return o, nil
+}
+
+// leave waits for a racer that was told that the race is over, so that it takes its lock and record away.
+func leave(cmd *exec.Cmd) {
+	late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	_ = cmd.Wait() // a loser has ended by itself
+}
