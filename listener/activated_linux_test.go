@@ -150,9 +150,10 @@ func TestActivatedWhereAMatchingSocketWasPassed(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, fmt.Sprintln(p.pid()), string(answer), "the connection that waited is answered")
 			if test.do == "take" {
-				require.Contains(t, p.stderr.String(), "origin=activated")
+				log := p.logged(t, 1)
+				require.Contains(t, log, "origin=activated")
+				require.NotContains(t, log, "none of the sockets")
 			}
-			require.NotContains(t, p.stderr.String(), "none of the sockets")
 		})
 	}
 }
@@ -167,7 +168,7 @@ func TestAMismatchBetweenUnitAndProgramIsLoggedOnce(t *testing.T) {
 		require.Contains(t, line, "took bound")
 	}
 	p.ready(t)
-	log := p.stderr.String()
+	log := p.logged(t, 2)
 	require.Equal(t, 1, strings.Count(log, "none of the sockets that systemd passed is the one asked for"), log)
 	for _, part := range []string{"requested=127.0.0.1:0", "name=api", "descriptor 3", "tcp 127.0.0.1:" + port} {
 		require.Contains(t, log, part)

@@ -315,6 +315,14 @@ func (p *process) exit(t testing.TB) error {
 	}
 }
 
+// logged waits until the log has so many listeners that were obtained, and gives it. It comes by another way than lines.
+func (p *process) logged(t testing.TB, listeners int) string {
+	t.Helper()
+	require.Eventually(t, func() bool { return strings.Count(p.stderr.String(), "level=INFO msg=\"listening on") == listeners },
+		deadline, time.Millisecond)
+	return p.stderr.String()
+}
+
 // signalled tells by which signal the process was ended, 0 for none.
 func (p *process) signalled(t testing.TB) syscall.Signal {
 	t.Helper()

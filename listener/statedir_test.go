@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -113,9 +112,9 @@ func TestStateDirUnprivileged(t *testing.T) {
 	p := play(t, r, program(public(t)), as(nobody))
 	address := p.ready(t)
 	// It comes through another pipe than the line that says ready.
-	require.Eventually(t, func() bool { return strings.Contains(p.stderr.String(), "level=INFO") }, deadline, time.Millisecond)
-	require.Contains(t, p.stderr.String(), "permission denied")
-	require.Equal(t, 1, strings.Count(p.stderr.String(), "level=WARN"))
+	log := p.logged(t, 1)
+	require.Contains(t, log, "permission denied")
+	require.Equal(t, 1, strings.Count(log, "level=WARN"))
 	conn, err := net.Dial("tcp", address)
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
