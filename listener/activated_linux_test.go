@@ -228,39 +228,8 @@ func TestStoredListenersSurviveARestart(t *testing.T) {
 			at := address(t, name)
 			require.Equal(t, first+" "+at, m.Property(t, name+".service", "StatusText"))
 
-			var answered, lost atomic.Int64
-			var reason atomic.Value
-			stop := make(chan struct{})
-			var load sync.WaitGroup
-			for range 4 {
-				load.Go(func() {
-					for {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						if err := ask(services[name].Network, at); err != nil {
-							lost.Add(1)
-							reason.Store(err)
-						} else {
-							answered.Add(1)
-						}
-					}
-				})
-			}
-			for range 5 {
-				before := m.Property(t, name+".service", "MainPID")
-				m.Systemctl(t, "restart", name+".service")
-				require.NotEqual(t, before, m.Property(t, name+".service", "MainPID"))
-				require.Equal(t, at, address(t, name), "the address that was obtained is kept")
-				require.Equal(t, "activated "+at, m.Property(t, name+".service", "StatusText"))
-			}
-			close(stop)
-			load.Wait()
-			require.Zero(t, lost.Load(), "%v", reason.Load())
-			require.Positive(t, answered.Load())
-			t.Logf("5 restarts, %d connections answered, none lost", answered.Load())
+			restartUnderLoad(t, m, name+".service", services[name].Network, at)
+			require.Equal(t, at, address(t, name), "the address that was obtained is kept")
 			m.Systemctl(t, "stop", name+".service")
 		})
 	}
@@ -272,6 +241,57 @@ func TestStoredListenersSurviveARestart(t *testing.T) {
 		require.NotEqual(t, before, address(t, "plain"))
 		require.Equal(t, "bound "+address(t, "plain"), m.Property(t, "plain.service", "StatusText"))
 	})
+}
+
+// restartUnderLoad restarts a service five times, while new connections come all the time: every one is answered.
+func restartUnderLoad(t *testing.T, m *systemdtest.Manager, service, network, address string) {
+	t.Helper()
+	var answered, lost atomic.Int64
+	var reason atomic.Value
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for range 4 {
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := ask(network, address); err != nil {
+					lost.Add(1)
+					reason.Store(err.Error())
+				} else {
+					answered.Add(1)
+				}
+			}
+		})
+	}
+	for range 5 {
+		before := m.Property(t, service, "MainPID")
+		m.Systemctl(t, "restart", service)
+		require.NotEqual(t, before, m.Property(t, service, "MainPID"))
+		require.Equal(t, "activated "+address, m.Property(t, service, "StatusText"))
+	}
+	close(stop)
+	load.Wait()
+	require.Zero(t, lost.Load(), "%v", reason.Load())
+	require.Positive(t, answered.Load())
+	t.Logf("5 restarts, %d connections answered, none lost", answered.Load())
+}
+
+func TestASocketUnitLosesNothingInARestart(t *testing.T) {
+	address := net.JoinHostPort("127.0.0.1", freePort(t))
+	r := role{Do: "service", Network: "tcp", Address: address, StateDir: t.TempDir()}
+	m := systemdtest.Start(t, map[string]string{
+		"app.socket":  "[Socket]\nListenStream=" + address + "\n",
+		"app.service": strings.Replace(unit(t, r), "FileDescriptorStoreMax=4\n", "", 1),
+	})
+	m.Systemctl(t, "start", "app.socket")
+	require.Equal(t, "inactive", m.Property(t, "app.service", "ActiveState"))
+	require.NoError(t, ask("tcp", address), "the connection that starts the service is answered")
+	require.Equal(t, "active", m.Property(t, "app.service", "ActiveState"))
+	restartUnderLoad(t, m, "app.service", "tcp", address)
 }
 
 // ask connects and wants a whole answer.
