@@ -1,7 +1,9 @@
 package activation
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"syscall"
 )
@@ -11,6 +13,9 @@ import (
 // by its name and its address. Connections that nobody accepted yet wait there, and are not lost. The caller keeps his
 // descriptor, and closes it as usual. In the store a socket counts once: stored again it keeps its first name, and a full
 // store refuses it. Several sockets can have the same name, which is up to 255 printable ASCII characters without a colon.
+//
+// The socket is a [net.Listener], [net.PacketConn], [net.Conn] or [*os.File]: any [syscall.Conn], or what wraps one and shows
+// it by a method Unwrap.
 //
 // The unit needs FileDescriptorStoreMax=, and the store lasts while the unit is not stopped: systemctl restart and
 // Restart= keep it, systemctl stop followed by start does not (but for FileDescriptorStorePreserve=yes, systemd 254).
@@ -26,14 +31,36 @@ import (
 //
 // When unsupervised Store does nothing and returns nil, but for a process that systemd has started from a unit that keeps
 // nothing and wants no notifications: then it says that.
-func Store(name string, socket syscall.Conn) error {
+func Store(name string, socket any) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	if err := store(name, socket); err != nil {
+	conn, ok := connOf(socket)
+	if !ok {
+		return fmt.Errorf("activation: %q is not stored: %T is no socket: %w", name, socket, errors.ErrUnsupported)
+	}
+	if err := store(name, conn); err != nil {
 		return fmt.Errorf("activation: %q is not stored: %w", name, err)
 	}
 	return nil
+}
+
+// connOf finds the socket in what is one or wraps one.
+func connOf(socket any) (syscall.Conn, bool) {
+	for socket != nil {
+		if conn, ok := socket.(syscall.Conn); ok {
+			return conn, true
+		}
+		switch wrapper := socket.(type) {
+		case interface{ Unwrap() net.Listener }:
+			socket = wrapper.Unwrap()
+		case interface{ Unwrap() net.PacketConn }:
+			socket = wrapper.Unwrap()
+		default:
+			return nil, false
+		}
+	}
+	return nil, false
 }
 
 // Unstore has systemd close what it keeps for this service under a name, also what came from the store when this process

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/berth-go/berth/activation"
 )
@@ -82,15 +81,14 @@ func storeName(name, network, address string) string {
 
 // store keeps a socket that was bound for the next run of the service.
 func (a *attempt[S]) store(ctx context.Context, socket S) (stored bool) {
-	conn, ok := any(socket).(syscall.Conn)
-	if !a.config.Store || !ok || !activation.Supervised() {
+	if !a.config.Store {
 		return false
 	}
-	if err := activation.Store(storeName(a.config.Name, a.network, a.requested), conn); err != nil {
+	if err := activation.Store(storeName(a.config.Name, a.network, a.requested), socket); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "the socket does not survive a restart of the service", slog.Any("error", err))
 		return false
 	}
-	return true
+	return activation.Supervised() // otherwise there is nobody to store anything
 }
 
 // unclaimed says once that systemd passed sockets which nobody asks for: a port that differs between the unit and the

@@ -313,10 +313,24 @@ func ask(network, address string) error {
 
 func TestAStoreThatTakesNothingIsLogged(t *testing.T) {
 	r := role{Do: "service", Network: "tcp", Address: "127.0.0.1:0", Store: true, Log: true, StateDir: t.TempDir()}
-	text := strings.Replace(unit(t, r), "FileDescriptorStoreMax=4\n", "", 1)
-	m := systemdtest.Start(t, map[string]string{"app.service": text})
-	m.Systemctl(t, "start", "app.service")
-	log := m.UnitLog("app.service")
-	require.Contains(t, log, "the socket does not survive a restart of the service")
-	require.Contains(t, log, "FileDescriptorStoreMax=")
+	notify := strings.Replace(unit(t, r), "FileDescriptorStoreMax=4\n", "", 1)
+	plain := strings.NewReplacer("FileDescriptorStoreMax=4\n", "", "Type=notify\nNotifyAccess=main", "Type=exec").Replace(unit(t, r))
+	m := systemdtest.Start(t, map[string]string{"notify.service": notify, "plain.service": plain})
+	for _, name := range []string{"notify.service", "plain.service"} {
+		m.Systemctl(t, "start", name)
+		require.Eventually(t, func() bool { return strings.Contains(m.UnitLog(name), "level=INFO") }, deadline, time.Millisecond)
+		log := m.UnitLog(name)
+		require.Contains(t, log, "the socket does not survive a restart of the service")
+		require.Contains(t, log, "FileDescriptorStoreMax=")
+	}
+}
+
+func TestStoreWithoutSystemdDoesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	cfg := listener.Config{StateDir: t.TempDir(), Store: true}
+	ln, err := cfg.Listen(t.Context(), "unix", path)
+	require.NoError(t, err)
+	require.FileExists(t, path)
+	require.NoError(t, ln.Close())
+	require.NoFileExists(t, path, "nobody keeps it, so it goes")
 }
