@@ -2,6 +2,7 @@ package activation
 
 import (
 	"math"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -115,7 +116,7 @@ func TestUnsupervised(t *testing.T) {
 		"Extend":    func() error { return Extend(math.MaxInt64) },
 		"Barrier":   func() error { return Barrier(t.Context()) },
 		"Watchdog":  func() error { return Watchdog(t.Context(), nil) },
-		"Store":     func() error { return Store("a", nil) },
+		"Store":     func() error { return Store("a", os.Stdout) },
 		"Unstore":   func() error { return Unstore("a") },
 	} {
 		require.NoError(t, call(), name)

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/berth-go/berth/activation"
-	"github.com/berth-go/berth/internal/systemdtest"
+	"github.com/berth-go/berth/internal/testneed"
 )
 
 // answerTimeout is only reached when something is broken.
@@ -115,7 +115,7 @@ func serveConnection() error {
 func activate(t *testing.T, role string, args ...string) {
 	t.Helper()
 	program, err := exec.LookPath("systemd-socket-activate")
-	systemdtest.Need(t, err == nil, "systemd-socket-activate, of the package systemd")
+	testneed.That(t, err == nil, "systemd-socket-activate, of the package systemd")
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	args = append(args, "-E", roleVariable+"="+role, "-E", "GORACE=atexit_sleep_ms=0", exe)

@@ -18,11 +18,14 @@ import (
 
 // systemd is the Source of a Config that names none: what was passed to this process, and what an earlier run of the
 // service stored (Config.Store).
-type systemd struct{ set *activation.Set }
+type systemd struct {
+	set       *activation.Set
+	byAddress bool // the name says nothing
+}
 
 // passed is the sockets that systemd passed, nil where it passed none. An address such as "fd:http" asks for one of them,
 // so then there is a source, which says that nothing was passed.
-func passed(address string) (Source, error) {
+func passed(address string, byAddress bool) (Source, error) {
 	set, err := activation.FromEnv()
 	if err != nil {
 		return nil, err
@@ -30,15 +33,22 @@ func passed(address string) (Source, error) {
 	if set == nil && !strings.HasPrefix(address, "fd:") {
 		return nil, nil
 	}
-	return systemd{set}, nil
+	return systemd{set, byAddress}, nil
 }
 
 func (s systemd) Take(name, network, address string) (net.Listener, error) {
-	return s.set.Take(name, network, s.stored(name, network, address))
+	return s.set.Take(s.nameOf(name), network, s.stored(name, network, address))
 }
 
 func (s systemd) TakePacket(name, network, address string) (net.PacketConn, error) {
-	return s.set.TakePacket(name, network, s.stored(name, network, address))
+	return s.set.TakePacket(s.nameOf(name), network, s.stored(name, network, address))
+}
+
+func (s systemd) nameOf(name string) string {
+	if s.byAddress {
+		return ""
+	}
+	return name
 }
 
 // stored is the address under which a socket can be taken that an earlier run stored for this request, perhaps with
@@ -56,7 +66,7 @@ func (s systemd) stored(name, network, address string) string {
 // storedAny tells whether an earlier run stored anything: most did not, and then nothing has to be looked up.
 var storedAny = sync.OnceValue(func() bool {
 	set, _ := activation.FromEnv() // without an error: there is a systemd
-	return systemd{set}.has(func(name string) bool { return strings.HasPrefix(name, storePrefix) })
+	return systemd{set: set}.has(func(name string) bool { return strings.HasPrefix(name, storePrefix) })
 })
 
 // has tells whether a socket that nobody took yet has such a name.
@@ -97,7 +107,7 @@ var unclaimed sync.Once
 
 func (a *attempt[S]) warnUnclaimed(ctx context.Context, source Source) {
 	own, ok := source.(systemd)
-	if !ok {
+	if !ok || !a.log.Enabled(ctx, slog.LevelWarn) {
 		return
 	}
 	unused := own.set.Unused()
@@ -112,13 +122,13 @@ func (a *attempt[S]) warnUnclaimed(ctx context.Context, source Source) {
 		for _, socket := range unused {
 			attrs = append(attrs, slog.String("passed", socket.String()))
 		}
-		a.log.LogAttrs(ctx, slog.LevelWarn, "none of the sockets that systemd passed is the one asked for: compare the socket unit with the program", attrs...)
+		a.log.LogAttrs(ctx, slog.LevelWarn, "none of the sockets that systemd passed and nobody took yet is the one asked for: compare the socket unit with the program", attrs...)
 	})
 }
 
 // takePassed is for Listen and ListenPacket, which have no Config.
 func takePassed[S any](network, address string, take func(Source, string, string, string) (S, error)) (socket S, ok bool, err error) {
-	source, err := passed(address)
+	source, err := passed(address, false)
 	if err == nil {
 		if source == nil {
 			return socket, false, nil

@@ -169,7 +169,7 @@ func TestAMismatchBetweenUnitAndProgramIsLoggedOnce(t *testing.T) {
 	}
 	p.ready(t)
 	log := p.logged(t, 2)
-	require.Equal(t, 1, strings.Count(log, "none of the sockets that systemd passed is the one asked for"), log)
+	require.Equal(t, 1, strings.Count(log, "none of the sockets that systemd passed and nobody took yet is the one asked for"), log)
 	for _, part := range []string{"requested=127.0.0.1:0", "name=api", "descriptor 3", "tcp 127.0.0.1:" + port} {
 		require.Contains(t, log, part)
 	}

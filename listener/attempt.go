@@ -39,17 +39,22 @@ type attempt[S io.Closer] struct {
 	// unstoppable are those whom a reclaim asked to end, and who did not.
 	unstoppable []strategy.Holder
 
-	records *registry.Dir  // nil: no locks
-	lock    *registry.Lock // taken early, to replace a stale Unix socket
-}
-
-// hold is what speaks of a socket outside of it.
-type hold struct {
-	origin  Origin
-	release func() error // lock, record, port file and socket file
+	from      int            // the index of the Source that had the socket, or fromBind
+	byAddress bool           // the name is of several sockets, so it tells none of them
+	records   *registry.Dir  // nil: no locks
+	lock      *registry.Lock // taken early, to replace a stale Unix socket
 }
 
 func (a *attempt[S]) run(ctx context.Context) (S, hold, error) {
+	socket, h, err := a.open(ctx)
+	if err == nil {
+		err = a.handOn(ctx, socket, &h)
+	}
+	return socket, h, err
+}
+
+// open obtains the socket and writes what can be taken back: lock, record and port file. After an error nothing is left.
+func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
 	var none S
 	a.log = a.config.Logger
 	if a.log == nil {
@@ -57,19 +62,56 @@ func (a *attempt[S]) run(ctx context.Context) (S, hold, error) {
 	}
 	a.origin.Requested = a.requested
 
-	socket, from, err := a.obtain(ctx)
+	var err error
+	var socket S
+	socket, a.from, err = a.obtain(ctx)
 	if err != nil {
-		_ = a.unlock() // the failure is what counts
+		if a.lock != nil {
+			_ = a.lock.Release() // the failure is what counts
+		}
 		return none, hold{}, err
 	}
 	a.origin.Address = a.addrOf(socket).String()
 	a.origin.History = a.history
-	release, err := a.keep(ctx, socket, from)
-	if err != nil {
-		return none, hold{}, a.failure(a.addrOf(socket), errors.Join(err, socket.Close()))
+	h := hold{origin: a.origin}
+	if a.from == fromBind {
+		h.file = ownSocketFile(socket, a.addrOf(socket))
+	}
+	h.lock = a.record(ctx, socket)
+	if a.portFile != "" {
+		if h.removePortFile, err = writePortFile(a.portFile, []string{a.origin.Address}); err != nil {
+			return none, hold{}, a.discard(socket, &h, err)
+		}
+	}
+	return socket, h, nil
+}
+
+// handOn gives the socket to those who keep it beyond this process, which cannot be taken back, and reports it.
+func (a *attempt[S]) handOn(ctx context.Context, socket S, h *hold) error {
+	for i, source := range a.config.Sources {
+		keeper, ok := source.(Keeper)
+		if !ok || i == a.from {
+			continue
+		}
+		conn, ok := any(socket).(syscall.Conn)
+		if !ok {
+			return a.discard(socket, h, unsupported("keep", a.addrOf(socket)))
+		}
+		if err := keeper.Keep(a.config.Name, a.network, a.requested, conn); err != nil {
+			return a.discard(socket, h, err)
+		}
+	}
+	if a.from == fromBind && a.store(ctx, socket) {
+		h.setUnlink(false)
 	}
 	a.report(ctx)
-	return socket, hold{a.origin, release}, nil
+	return nil
+}
+
+// discard closes what was opened, and makes an error of why.
+func (a *attempt[S]) discard(socket S, h *hold, cause error) error {
+	addr := a.addrOf(socket)
+	return a.failure(addr, errors.Join(cause, h.close(socket.Close)))
 }
 
 // failure is an error that no bind gave.
@@ -88,7 +130,7 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 	}
 	sources := a.config.Sources
 	if sources == nil {
-		own, err := passed(a.requested)
+		own, err := passed(a.requested, a.byAddress)
 		if err != nil {
 			return none, fromBind, a.failure(nil, err)
 		}
@@ -137,8 +179,12 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 	if decide == nil {
 		decide = strategy.Production()
 	}
+	var last func(cause error) error // the failure of the bind before
 	for {
 		failed, target, ok := failedBind(a.network, err)
+		if !ok && last != nil {
+			return none, last(err) // a name no longer resolves, or the context ended meanwhile: the address is still taken
+		}
 		if !ok {
 			return none, err // malformed, or a name that does not resolve: net's own error
 		}
@@ -176,6 +222,7 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 			failed.Err = e
 			return failed
 		}
+		last = func(cause error) error { return give("", errors.Join(a.cause, cause)) }
 		switch action := action.(type) {
 		case nil:
 			return none, give("", a.cause)
@@ -205,7 +252,11 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 					a.origin.InTheWay = diagnosis().Holders
 				}
 				a.done(action, nil)
-				a.settle(Fallback)
+				if a.isRequested(target, socket) { // it was freed meanwhile
+					a.settle(Bound)
+				} else {
+					a.settle(Fallback)
+				}
 				return socket, nil
 			}
 			if err == nil {
@@ -286,6 +337,12 @@ func runNamed(ctx context.Context, action strategy.Run) error {
 	return nil
 }
 
+// isRequested tells whether the socket has the port that was asked for.
+func (a *attempt[S]) isRequested(target sockets.Target, socket S) bool {
+	_, port, err := net.SplitHostPort(a.addrOf(socket).String())
+	return err == nil && port == strconv.Itoa(int(target.Addr.Port()))
+}
+
 // rebind binds the first port of the ranges that it can. Ports that the kernel's table shows as taken are passed over:
 // that look costs less than two binds. It is a hint and no answer, so whoever lost a port between look and bind goes on,
 // and a pass that lost one is repeated: two sockets that bind a port at the same instant can make each other's listen
@@ -311,6 +368,7 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 				if err == nil {
 					return socket, true, nil
 				}
+				a.log.LogAttrs(ctx, slog.LevelDebug, "bind failed", slog.String("network", a.network), slog.Int("port", port), slog.Any("error", err))
 				if !isInUse(err) && !errors.Is(err, fs.ErrPermission) { // out of descriptors, say: no port would do
 					return socket, false, err
 				}
@@ -324,97 +382,43 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 	return socket, false, nil
 }
 
-// keep hands the socket to those who hand it on, and writes what speaks of it: lock, record, port file.
-func (a *attempt[S]) keep(ctx context.Context, socket S, from int) (release func() error, err error) {
-	var releases []func() error
-	release = func() error {
-		var errs []error
-		for _, r := range releases {
-			errs = append(errs, r())
-		}
-		return errors.Join(errs...)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, release())
-		}
-	}()
-
-	if from == fromBind {
-		remove := ownSocketFile(socket, a.addrOf(socket))
-		if stored := a.store(ctx, socket); !stored && remove != nil {
-			releases = append(releases, remove)
-		}
-	}
-	a.record(ctx, socket)
-	releases = append(releases, a.unlock)
-	for i, source := range a.config.Sources {
-		keeper, ok := source.(Keeper)
-		if !ok || i == from {
-			continue
-		}
-		conn, ok := any(socket).(syscall.Conn)
-		if !ok {
-			return release, unsupported("keep", a.addrOf(socket))
-		}
-		if err := keeper.Keep(a.config.Name, a.network, a.requested, conn); err != nil {
-			return release, err
-		}
-	}
-	if a.portFile != "" {
-		remove, err := writePortFile(a.portFile, []string{a.origin.Address})
-		if err != nil {
-			return release, err
-		}
-		releases = slices.Insert(releases, 0, remove)
-	}
-	return release, nil
-}
-
-// record takes the lock and writes the record. A state directory that cannot be used never keeps a server from starting.
-func (a *attempt[S]) record(ctx context.Context, socket S) {
-	skip := func(err error) {
+// record takes the lock and writes the record. A state directory that cannot be used never keeps a server from starting:
+// then there is no lock.
+func (a *attempt[S]) record(ctx context.Context, socket S) *registry.Lock {
+	lock, err := a.tryRecord(socket)
+	if err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "no lock and no record for this listener, so an earlier run is recognised by its program alone", slog.Any("error", err))
 	}
-	if a.records == nil {
-		records, err := registry.Open(a.config.StateDir)
-		if err != nil {
-			skip(err)
-			return
-		}
-		a.records = records
-	}
+	return lock
+}
+
+func (a *attempt[S]) tryRecord(socket S) (*registry.Lock, error) {
 	address := a.origin.Address
 	if _, ok := a.addrOf(socket).(*net.UnixAddr); ok {
 		address = holder.AbsolutePath(address)
 	}
-	if a.lock == nil {
-		lock, err := a.records.Lock(a.network, address)
-		if err != nil {
-			skip(err)
-			return
+	var err error
+	if a.records == nil {
+		if a.records, err = registry.Open(a.config.StateDir); err != nil {
+			return nil, err
 		}
-		a.lock = lock
+	}
+	if a.lock == nil {
+		if a.lock, err = a.records.Lock(a.network, address); err != nil {
+			return nil, err
+		}
 	}
 	self := proc.Self()
-	err := a.lock.Write(registry.Record{
+	err = a.lock.Write(registry.Record{
 		PID: self.PID, Start: self.Start, Started: self.Started, Boot: proc.BootID(),
 		Executable: self.Executable, Main: proc.MainPackage(self.PID), Dir: self.Dir,
 		Name: a.config.Name, Network: a.network, Requested: a.requested, Address: address,
 		Inode: sockets.InodeOf(socket), Since: time.Now(), Origin: a.origin.Kind.String(),
 	})
 	if err != nil {
-		skip(errors.Join(err, a.unlock()))
+		return nil, errors.Join(err, a.lock.Release())
 	}
-}
-
-func (a *attempt[S]) unlock() error {
-	if a.lock == nil {
-		return nil
-	}
-	err := a.lock.Release()
-	a.lock = nil
-	return err
+	return a.lock, nil
 }
 
 // logDecision says what was found and what is done about it.

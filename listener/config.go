@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"syscall"
 
 	"github.com/berth-go/berth/strategy"
@@ -81,21 +82,21 @@ type Keeper interface {
 // A failure is an [*net.OpError]. Where the address was well-formed, the Err in it is an [*Error], which says who holds
 // the address and what to do.
 func (c *Config) Listen(ctx context.Context, network, address string) (*Listener, error) {
-	return c.listen(ctx, network, address, c.PortFile)
-}
-
-func (c *Config) listen(ctx context.Context, network, address, portFile string) (*Listener, error) {
-	a := attempt[net.Listener]{
-		config: c, network: network, requested: address, portFile: portFile,
-		take:   Source.Take,
-		bind:   c.Net.Listen,
-		addrOf: net.Listener.Addr,
-	}
+	a := c.attempt(network, address)
 	ln, h, err := a.run(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return newListener(ln, c.Middleware, h), nil
+}
+
+func (c *Config) attempt(network, address string) attempt[net.Listener] {
+	return attempt[net.Listener]{
+		config: c, network: network, requested: address, portFile: c.PortFile,
+		take:   Source.Take,
+		bind:   c.Net.Listen,
+		addrOf: net.Listener.Addr,
+	}
 }
 
 // ListenPacket is [Config.Listen] for "udp", "udp4", "udp6" and "unixgram". Middleware is not applied.
@@ -114,39 +115,55 @@ func (c *Config) ListenPacket(ctx context.Context, network, address string) (*Pa
 }
 
 // ListenAll is [Config.Listen] for several addresses, all or none: when one fails, those before it are closed. The
-// PortFile has all of them, in their order, and is removed with the last Close. Without addresses it returns none.
+// PortFile has all of them, in their order, and is removed with the last Close. Passed sockets are matched by their
+// addresses, since the Name is that of all. Without addresses it returns none.
 func (c *Config) ListenAll(ctx context.Context, network string, addresses ...string) ([]*Listener, error) {
-	var all []*Listener
+	attempts := make([]attempt[net.Listener], len(addresses))
+	opened := make([]net.Listener, 0, len(addresses))
+	holds := make([]hold, len(addresses))
 	closeAll := func() {
-		for _, ln := range all {
-			_ = ln.Close() // the failure that led here is what counts
+		for i, ln := range opened {
+			_ = holds[i].close(ln.Close) // the failure that led here is what counts
 		}
 	}
-	var obtained []string
-	for _, address := range addresses {
-		ln, err := c.listen(ctx, network, address, "")
+	obtained := make([]string, len(addresses))
+	for i, address := range addresses {
+		attempts[i] = c.attempt(network, address)
+		attempts[i].portFile, attempts[i].byAddress = "", len(addresses) > 1
+		ln, h, err := attempts[i].open(ctx)
 		if err != nil {
 			// An address that was given twice is held by this process, which must be found out before it is closed.
-			if e := (*Error)(nil); len(all) > 0 && errors.As(err, &e) {
+			if e := (*Error)(nil); len(opened) > 0 && errors.As(err, &e) {
 				e.Diagnosis()
 			}
 			closeAll()
 			return nil, err
 		}
-		all = append(all, ln)
-		obtained = append(obtained, ln.Addr().String())
+		opened, holds[i], obtained[i] = append(opened, ln), h, h.origin.Address
 	}
-	if c.PortFile != "" && len(all) > 0 {
-		release, err := writePortFile(c.PortFile, obtained)
+	if c.PortFile != "" && len(opened) > 0 {
+		remove, err := writePortFile(c.PortFile, obtained)
 		if err != nil {
 			closeAll()
 			return nil, &net.OpError{Op: "listen", Net: network, Err: &Error{Requested: addresses[0], Cause: err}}
 		}
-		release = afterCalls(len(all), release)
-		for _, ln := range all {
-			before := ln.hold.release
-			ln.hold.release = func() error { return errors.Join(release(), before()) }
+		remove = afterCalls(len(opened), remove)
+		for i := range holds {
+			holds[i].removePortFile = remove
 		}
+	}
+	// What cannot be taken back comes last.
+	for i, ln := range opened {
+		if err := attempts[i].handOn(ctx, ln, &holds[i]); err != nil {
+			opened = slices.Delete(opened, i, i+1)
+			holds = slices.Delete(holds, i, i+1) // handOn has closed that one
+			closeAll()
+			return nil, err
+		}
+	}
+	var all []*Listener
+	for i, ln := range opened {
+		all = append(all, newListener(ln, c.Middleware, holds[i]))
 	}
 	return all, nil
 }

@@ -836,7 +836,7 @@ func TestListenAll(t *testing.T) {
 
 	_, err = cfg.ListenAll(context.Background(), "tcp", local(first), local(first))
 	require.ErrorIs(t, err, syscall.EADDRINUSE, "the second is in the way of itself")
-	require.ErrorContains(t, err, "close the first listener of this process")
+	require.ErrorContains(t, err, "close or share the first listener of this process")
 
 	all, err = cfg.ListenAll(context.Background(), "tcp")
 	require.NoError(t, err)

@@ -94,6 +94,10 @@ func (e *Error) Error() string {
 		}
 		b.WriteString(strings.ReplaceAll(cause.Error(), "\n", "; ")) // of errors.Join, or of a command that Run ran
 	}
+	var refused *holder.RefusedError
+	if e.advice == "" && errors.As(cause, &refused) && refused.Holder.Refusal != "" {
+		return b.String() // which says what to do
+	}
 	if advice := e.Advice(); advice != "" {
 		b.WriteString(": " + advice)
 	}
@@ -109,6 +113,12 @@ func (e *Error) Unwrap() []error {
 func (e *Error) Timeout() bool {
 	var t interface{ Timeout() bool }
 	return errors.As(e.Cause, &t) && t.Timeout()
+}
+
+// Temporary tells what the failure of the bind tells of itself, as package net does for EMFILE.
+func (e *Error) Temporary() bool {
+	var t interface{ Temporary() bool }
+	return errors.As(e.Err, &t) && t.Temporary()
 }
 
 // explain puts an Error inside what a plain bind gave.

@@ -142,7 +142,7 @@ func TestInUseByThisProcess(t *testing.T) {
 		_, err := listener.Listen(network, ln.Addr().String())
 		e := checkInUse(t, err, network, ln.Addr().String(), ln.Addr().String())
 		require.Equal(t, os.Getpid(), e.Diagnosis().Holders[0].PID)
-		require.Contains(t, err.Error(), "close the first listener of this process")
+		require.Contains(t, err.Error(), "close or share the first listener of this process")
 		require.NotContains(t, err.Error(), "kill")
 	}
 }

@@ -38,7 +38,7 @@ func ExampleListen() {
 	// the standard library's own type: true
 	// taken: true
 	// by this very process: true
-	// close the first listener of this process or share it or choose another port
+	// close or share the first listener of this process or choose another port
 }
 
 // A program names its service and what to do when the port is taken; the rest has useful zero values.

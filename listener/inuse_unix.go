@@ -9,5 +9,7 @@ import (
 
 func isInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }
 
-// portable makes errors.Is(err, syscall.EADDRINUSE) hold for a taken address; here it does already.
+func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+// portable makes errors.Is hold for the numbers that callers know; here it does already.
 func portable(err error) error { return err }

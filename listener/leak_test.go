@@ -169,7 +169,8 @@ func TestNoLeak(t *testing.T) {
 			}
 			after, err := descriptors()
 			require.NoError(t, err)
-			require.Len(t, after, len(before), "before: %v\nafter: %v", before, after)
+			// What an earlier test left to the garbage collector may go meanwhile.
+			require.LessOrEqual(t, len(after), len(before), "before: %v\nafter: %v", before, after)
 			goleak.VerifyNone(t, goroutines)
 			require.Empty(t, filesIn(t, state))
 			require.Empty(t, filesIn(t, dir))

@@ -71,21 +71,21 @@ func newListener(base net.Listener, middleware []Middleware, h hold) *Listener {
 	wrapped := false
 	for i := len(middleware) - 1; i >= 0; i-- {
 		if wrap := middleware[i]; wrap != nil {
-			ln.accepting = wrap(ln.accepting)
-			wrapped = true
+			if outer := wrap(ln.accepting); outer != nil {
+				ln.accepting, wrapped = outer, true
+			}
 		}
 	}
 	ln.close = sync.OnceValue(func() error {
-		// First what speaks of the listener, then the listener: who binds the address next finds nothing of ours, and
-		// nothing of its own is taken away.
-		released := ln.hold.release()
-		err := ln.accepting.Close()
-		if wrapped { // a middleware that keeps Close to itself must not keep the address
-			if baseErr := ln.base.Close(); err == nil && !errors.Is(baseErr, net.ErrClosed) {
-				err = baseErr
+		return ln.hold.close(func() error {
+			err := ln.accepting.Close()
+			if wrapped { // a middleware that keeps Close to itself must not keep the address
+				if baseErr := ln.base.Close(); err == nil && !errors.Is(baseErr, net.ErrClosed) {
+					err = baseErr
+				}
 			}
-		}
-		return errors.Join(err, released)
+			return err
+		})
 	})
 	return ln
 }
@@ -113,6 +113,10 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	}
 	return unsupported("set deadline", l.base.Addr())
 }
+
+// SetUnlinkOnClose says whether Close removes the file of a Unix socket, as [net.UnixListener.SetUnlinkOnClose] does. It
+// does by default where Listen bound the socket, and never otherwise.
+func (l *Listener) SetUnlinkOnClose(unlink bool) { l.hold.setUnlink(unlink) }
 
 // File is a duplicate of the socket for another process; closing it does not close the listener. The caller closes it.
 // Package os/exec makes what it passes on blocking, for this listener too, whose Close then waits for a connection; a

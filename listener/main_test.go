@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/berth-go/berth/internal/testneed"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/strategy"
 )
@@ -359,17 +360,7 @@ func answers(t testing.TB, network, address string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// need fails where continuous integration lacks something, and skips on a developer's machine.
-func need(t testing.TB, available bool, what string) {
-	t.Helper()
-	if available {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("this test needs %s, which .ci/run has to provide", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
+var need = testneed.That
 
 // freePort is a port that was free a moment ago, for tests in which somebody has to ask for it by number. It is outside
 // of the ephemeral range, from which everything else that runs meanwhile takes its ports.

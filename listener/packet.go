@@ -14,10 +14,13 @@ import (
 // errors.ErrUnsupported. Unwrap gives the standard library's own type; code that asks for *net.UDPConn by name needs it, as
 // ReadFrom and WriteTo of golang.org/x/net/ipv4 and ipv6 do (ReadBatch and WriteBatch do not).
 type PacketConn struct {
-	net.PacketConn
+	packetConn
 	hold  hold
 	close func() error
 }
+
+// packetConn is embedded under a name that nobody outside can assign to.
+type packetConn = net.PacketConn
 
 var (
 	_ net.Conn     = (*PacketConn)(nil) // golang.org/x/net/ipv4 and ipv6 ask for it
@@ -25,14 +28,8 @@ var (
 )
 
 func newPacketConn(base net.PacketConn, h hold) *PacketConn {
-	c := &PacketConn{PacketConn: base, hold: h}
-	c.close = sync.OnceValue(func() error {
-		released := c.hold.release()
-		if err := c.PacketConn.Close(); err != nil {
-			return err
-		}
-		return released
-	})
+	c := &PacketConn{packetConn: base, hold: h}
+	c.close = sync.OnceValue(func() error { return c.hold.close(c.packetConn.Close) })
 	return c
 }
 
@@ -43,19 +40,23 @@ func (c *PacketConn) Close() error { return c.close() }
 func (c *PacketConn) Origin() Origin { return c.hold.origin }
 
 // Unwrap is the connection inside: *net.UDPConn or *net.UnixConn.
-func (c *PacketConn) Unwrap() net.PacketConn { return c.PacketConn }
+func (c *PacketConn) Unwrap() net.PacketConn { return c.packetConn }
+
+// SetUnlinkOnClose says whether Close removes the file of a Unix socket. It does by default where ListenPacket bound the
+// socket, and never otherwise.
+func (c *PacketConn) SetUnlinkOnClose(unlink bool) { c.hold.setUnlink(unlink) }
 
 // File is a duplicate of the socket for another process. The caller closes it.
-func (c *PacketConn) File() (*os.File, error) { return fileOf(c.PacketConn, c.LocalAddr()) }
+func (c *PacketConn) File() (*os.File, error) { return fileOf(c.packetConn, c.LocalAddr()) }
 
 // SyscallConn gives access to the socket.
 func (c *PacketConn) SyscallConn() (syscall.RawConn, error) {
-	return rawOf(c.PacketConn, c.LocalAddr())
+	return rawOf(c.packetConn, c.LocalAddr())
 }
 
 // inside is the connection as T, or the error of a method that only T has.
 func inside[T any](c *PacketConn, op string) (T, error) {
-	t, ok := c.PacketConn.(T)
+	t, ok := c.packetConn.(T)
 	if !ok {
 		return t, unsupported(op, c.LocalAddr())
 	}
@@ -138,4 +139,4 @@ func (c *PacketConn) WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, err
 }
 
 // SetDeadline bounds reads and writes, as [net.UDPConn.SetDeadline] does.
-func (c *PacketConn) SetDeadline(t time.Time) error { return c.PacketConn.SetDeadline(t) }
+func (c *PacketConn) SetDeadline(t time.Time) error { return c.packetConn.SetDeadline(t) }

@@ -609,7 +609,7 @@ func TestRefuseSelf(t *testing.T) {
 	for _, s := range both {
 		t.Run(s, func(t *testing.T) {
 			p := play(t, role{Do: "twice", Network: "tcp", Address: "127.0.0.1:0", StateDir: t.TempDir(), Strategy: s})
-			requireRefusal(t, p.failed(t), "it is this process itself; close the first listener of this process or share it")
+			requireRefusal(t, p.failed(t), "it is this process itself; close or share the first listener of this process")
 			lives(p, "tcp", p.ready(t))(t)
 		})
 	}

@@ -51,7 +51,7 @@ func TestStateDirUnusable(t *testing.T) {
 			path := t.TempDir()
 			require.NoError(t, os.Chmod(path, 0o777))
 			return path
-		}, "is writable for everybody"},
+		}, "is writable for others"},
 		"of somebody else": {func(t *testing.T) string {
 			needRoot(t)
 			path := t.TempDir()

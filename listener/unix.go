@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/berth-go/berth/internal/holder"
@@ -23,6 +22,9 @@ const (
 	// replaceTimeout bounds the wait for another process that is replacing the same file.
 	replaceTimeout = time.Second
 	replacePoll    = 2 * time.Millisecond
+	// settleTime is how old the file of a socket has to be before it can be stale: longer than anybody takes between bind
+	// and listen.
+	settleTime = 50 * time.Millisecond
 )
 
 // removeStale removes the file of a Unix socket that nobody serves any more, and keeps the lock under which it did so.
@@ -36,6 +38,14 @@ func (a *attempt[S]) removeStale(ctx context.Context, target sockets.Target) boo
 		info, stale := staleFile(ctx, target)
 		if !stale {
 			return false
+		}
+		// A socket that was just bound refuses too, until its owner listens, and in another network namespace, as a
+		// container that shares the directory has, the kernel's table does not show it.
+		if age := time.Since(info.ModTime()); 0 <= age && age < settleTime {
+			if pause(ctx, replacePoll) != nil {
+				return false
+			}
+			continue
 		}
 		if a.lock == nil && a.records != nil {
 			lock, err := a.records.Lock(a.network, holder.AbsolutePath(target.Path))
@@ -71,7 +81,7 @@ func staleFile(ctx context.Context, target sockets.Target) (fs.FileInfo, bool) {
 		_ = conn.Close() // it only asked whether anybody is there
 		return nil, false
 	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
+	if !isRefused(err) {
 		return nil, false
 	}
 	open, err := sockets.InTheWay(target)
@@ -81,9 +91,9 @@ func staleFile(ctx context.Context, target sockets.Target) (fs.FileInfo, bool) {
 	return info, true
 }
 
-// ownSocketFile makes the file of a Unix socket ours to remove, and returns how. Package net would remove whatever has
-// the name at Close, also the socket of somebody who replaced ours; and it leaves that of a datagram socket.
-func ownSocketFile(socket any, addr net.Addr) func() error {
+// ownSocketFile makes the file of a Unix socket ours to remove. Package net would remove whatever has the name at Close,
+// also the socket of somebody who replaced ours; and it leaves that of a datagram socket.
+func ownSocketFile(socket any, addr net.Addr) *socketFile {
 	unix, ok := addr.(*net.UnixAddr)
 	if !ok || unix.Name == "" || unix.Name[0] == '@' {
 		return nil
@@ -99,5 +109,5 @@ func ownSocketFile(socket any, addr net.Addr) func() error {
 	if err != nil {
 		return nil
 	}
-	return func() error { return removeSame(path, info) }
+	return &socketFile{path: path, info: info}
 }

@@ -32,7 +32,7 @@ func ExampleDevelopment() {
 	fmt.Println("not stopped, as a rule forbids it:", origin.InTheWay[0].PID == os.Getpid(), origin.InTheWay[0].Refusal)
 	// Output:
 	// bound fallback
-	// not stopped, as a rule forbids it: true it is this process itself; close the first listener of this process or share it
+	// not stopped, as a rule forbids it: true it is this process itself; close or share the first listener of this process
 }
 
 // In staging nobody is stopped: several copies run beside each other.

@@ -49,6 +49,7 @@ type Holder struct {
 	State   string // "listening", "bound" (without listening) or "connected" (an ephemeral port of a client)
 
 	Unit      string // systemd service that manages it, from the cgroup: "nginx.service"
+	UserUnit  bool   // Unit is one of the user's own service manager: systemctl --user
 	Container string // container that it runs in, from the cgroup
 
 	Ours    bool   // by default it may be stopped: an earlier run of this program, or an orphan of one

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/berth-go/berth/internal/testneed"
 )
 
 const (
@@ -31,16 +33,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// need is where a command is. Without it the test fails in continuous integration and is skipped elsewhere.
+// need is where a command is.
 func need(t *testing.T, command string) string {
 	t.Helper()
 	path, err := exec.LookPath(command)
-	if err != nil && os.Getenv("CI") != "" {
-		require.FailNow(t, "needs "+command)
-	}
-	if err != nil {
-		t.Skip("needs " + command)
-	}
+	testneed.That(t, err == nil, command)
 	return path
 }
 

@@ -15,8 +15,6 @@ import (
 	"github.com/berth-go/berth/strategy"
 )
 
-const permissionAdvice = "ports below 1024 need root or, on Linux, CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep PROGRAM): choose another port"
-
 // Advice is what a person can do about a failed bind of target, most useful first, each one sentence without a full stop.
 // It diagnoses only where that matters.
 func Advice(target sockets.Target, failure error, diagnose func() strategy.Diagnosis) []string {
@@ -58,7 +56,7 @@ func ConflictAdvice(target sockets.Target, d strategy.Diagnosis) []string {
 		if d.Complete {
 			return []string{"nobody holds it any more: try again"}
 		}
-		add("run as root to see who holds it")
+		add(asRoot + " to see who holds it")
 	}
 	if target.Path != "" {
 		add("choose another path")
@@ -100,17 +98,19 @@ func remedy(h strategy.Holder) string {
 	case connected:
 		return "it ends with its connection; a port outside the ephemeral range cannot meet this"
 	case h.PID == 0 && h.User != "":
-		return "run as root to see the process; it belongs to user " + h.User
+		return asRoot + " to see the process; it belongs to user " + h.User
 	case h.PID == 0:
-		return "run as root to see the process"
+		return asRoot + " to see the process"
 	case h.PID == proc.Self().PID:
-		return "close the first listener of this process or share it"
+		return "close or share the first listener of this process"
 	case forwarders[h.Command]:
-		return "docker ps --filter publish=" + port(h.Address) + " shows the container to stop"
+		return "docker ps (or podman ps) --filter publish=" + port(h.Address) + " shows the container to stop"
 	case h.Container != "":
 		return "stop container " + shortID(h.Container)
 	case h.Command == "systemd":
 		return "systemctl list-sockets shows the unit to stop"
+	case h.Unit != "" && h.UserUnit:
+		return "systemctl --user stop " + strings.TrimSuffix(h.Unit, ".service")
 	case h.Unit != "":
 		return "systemctl stop " + strings.TrimSuffix(h.Unit, ".service")
 	case strings.HasPrefix(h.Command, "ControlCe"): // macOS, ports 5000 and 7000
@@ -120,7 +120,7 @@ func remedy(h strategy.Holder) string {
 	case h.PID == 1 || strings.HasPrefix(h.Refusal, isAncestor):
 		return "choose another port"
 	}
-	return "kill " + strconv.Itoa(h.PID)
+	return killCommand + strconv.Itoa(h.PID)
 }
 
 func port(address string) string {
@@ -130,8 +130,11 @@ func port(address string) string {
 	return ""
 }
 
-// shortID is a container's id as its tools print it.
+// shortID is a container's id as its tools print it: twelve digits of 64. Names stay whole.
 func shortID(id string) string {
-	const digits = 12
-	return id[:min(len(id), digits)]
+	const whole, digits = 64, 12
+	if len(id) == whole {
+		return id[:digits]
+	}
+	return id
 }

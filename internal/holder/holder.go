@@ -237,31 +237,32 @@ func (s Search) describe(inTheWay []sockets.Socket, records []*registry.Record, 
 
 // settle leaves out who held a socket in passing: a child has all of its parent's descriptors between fork and exec, for
 // about a millisecond. It would look like a newer start of the same program, which nobody may stop and which an older one
-// gives way to. A newer process that still has the socket after the pauses was given it, or bound it.
+// gives way to. A process that was started by an exec, or that has the socket still after the pauses, is believed.
 func settle(ctx context.Context, holdings []holding) []holding {
 	self := proc.Self()
 	newer := func(h holding) bool {
 		return !h.recorded() && h.socket.Inode != 0 && h.process.PID != 0 && self.Before(h.process)
 	}
-	passing := func(h holding) bool {
+	passed := func(h holding) bool {
 		if !newer(h) {
 			return false
 		}
 		holds, err := proc.Holds(h.process.PID, h.socket.Inode)
 		return !holds && !errors.Is(err, fs.ErrPermission)
 	}
-	for _, pause := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond} {
-		if !slices.ContainsFunc(holdings, newer) {
-			break
+	// The longest is for a machine on which the child has to wait for a processor.
+	const longest = 512 * time.Millisecond
+	for pause := time.Millisecond; ; pause *= 2 {
+		holdings = slices.DeleteFunc(holdings, passed)
+		if pause > longest || !slices.ContainsFunc(holdings, func(h holding) bool { return h.process.Forked && newer(h) }) {
+			return holdings
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return holdings
 		}
-		holdings = slices.DeleteFunc(holdings, passing)
 	}
-	return holdings
 }
 
 // byAge orders processes, the oldest first.
@@ -287,7 +288,7 @@ func describe(socket sockets.Socket, p proc.Process) strategy.Holder {
 	}
 	return strategy.Holder{
 		PID: p.PID, UID: uid, User: userName(uid), Command: p.Command, Executable: p.Executable, Dir: p.Dir, Args: p.Args,
-		Started: p.Started, Address: Address(socket), State: socket.State.String(), Unit: p.Unit, Container: p.Container,
+		Started: p.Started, Address: Address(socket), State: socket.State.String(), Unit: p.Unit, UserUnit: p.UserUnit, Container: p.Container,
 	}
 }
 

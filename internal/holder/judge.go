@@ -26,16 +26,21 @@ func judge(self proc.Process, name string, holdings []holding) {
 			h.holder.Refusal = cause // which remedy reads
 			h.holder.Refusal += "; " + remedy(h.holder)
 		}
-		h.holder.Ours = h.process.PID != 0 && ours(self, name, h)
+		h.holder.Ours = sameUser(self, h) && ours(self, name, h)
 	}
 	// What a process of ours handed down is ours too: it holds the very same socket, and came later. Whoever came
 	// earlier is the one that it was inherited from, a supervisor, and is not.
 	for i := range holdings {
 		heir := &holdings[i]
-		heir.holder.Ours = heir.holder.Ours || slices.ContainsFunc(holdings, func(h holding) bool {
+		heir.holder.Ours = heir.holder.Ours || sameUser(self, heir) && slices.ContainsFunc(holdings, func(h holding) bool {
 			return h.holder.Ours && h.socket.Inode != 0 && h.socket.Inode == heir.socket.Inode && h.process.Before(heir.process)
 		})
 	}
+}
+
+// sameUser tells whether a holding's process is known, and of the user of this one.
+func sameUser(self proc.Process, h *holding) bool {
+	return h.process.PID != 0 && h.process.UID == self.UID
 }
 
 const isAncestor = "it is an ancestor of this process"
@@ -91,11 +96,14 @@ var forwarders = map[string]bool{
 // ours tells whether a process may be stopped by default: it is an earlier run of this program, or an orphan of one.
 func ours(self proc.Process, name string, h *holding) bool {
 	if r := h.record; r != nil && (h.recorded() || orphan(h)) {
-		// Two names are two services, even of one executable; one name is one service, even if it moved.
-		if name != "" && r.Name != "" {
-			return name == r.Name
-		}
-		if sameRun(self, r) {
+		switch {
+		case name == "" || r.Name == "":
+			if sameRun(self, r) {
+				return true
+			}
+		case name != r.Name:
+			return false // two names are two services, even of one executable
+		case sameService(self, r):
 			return true
 		}
 	}
@@ -112,6 +120,16 @@ func alive(r *registry.Record) bool {
 	start, err := proc.Start(r.PID)
 	return err == nil && start == r.Start
 }
+
+// sameService tells whether a record with the name of this service is one of it: another build, or one that was started
+// elsewhere. The name alone proves nothing, since two projects may both say "web".
+func sameService(self proc.Process, r *registry.Record) bool {
+	return sameRun(self, r) || r.Dir != "" && r.Dir == self.Dir ||
+		r.Main != "" && r.Main != unnamedMain && r.Main == proc.MainPackage(self.PID)
+}
+
+// unnamedMain is the main package of what `go run file.go` builds, whatever is in the file.
+const unnamedMain = "command-line-arguments"
 
 // sameRun tells whether a record was written by an earlier run of this program.
 func sameRun(self proc.Process, r *registry.Record) bool {
@@ -137,5 +155,5 @@ func sameMain(self proc.Process, main, executable, dir string) bool {
 		return false
 	}
 	// `go run a.go` and `go run b.go` have one name for their packages, and only those of their files apart.
-	return main != "command-line-arguments" || filepath.Base(executable) == filepath.Base(self.Executable)
+	return main != unnamedMain || filepath.Base(executable) == filepath.Base(self.Executable)
 }

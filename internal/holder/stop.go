@@ -88,6 +88,13 @@ func (s Search) Stop(ctx context.Context, allow func(strategy.Holder) bool, grac
 	return end(ctx, condemned, grace, log)
 }
 
+// kernel is asked by pin, twice for the table. It is a struct of functions so that tests can let something happen between
+// the looks.
+var kernel = struct {
+	inTheWay func(sockets.Target) ([]sockets.Socket, error)
+	open     func(pid int) (*proc.Handle, error)
+}{sockets.InTheWay, proc.Open}
+
 // A suspect is a holding whose process is pinned by a handle: what was read of it since then is true of the process that
 // a signal through the handle reaches, as long as that is alive.
 type suspect struct {
@@ -106,7 +113,7 @@ func (p pins) close() {
 
 // pin finds every holder, pins each, and only then gathers what is known of it.
 func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
-	seen, err := sockets.InTheWay(s.Target)
+	seen, err := kernel.inTheWay(s.Target)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +125,7 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 		if handles[pid] != nil || pid == proc.Self().PID {
 			continue
 		}
-		handle, err := proc.Open(pid)
+		handle, err := kernel.open(pid)
 		if errors.Is(err, os.ErrProcessDone) || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -130,14 +137,15 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 
 	// Rule 1, from here on for good: the socket is still in the way, and the pinned process has it. Whoever came since
 	// is left for the next failed bind.
-	still, err := sockets.InTheWay(s.Target)
+	still, err := kernel.inTheWay(s.Target)
 	if err != nil {
 		return nil, err
 	}
 	var inTheWay []sockets.Socket
 	var holders [][]int
 	for i, socket := range seen {
-		if slices.ContainsFunc(still, socket.Same) {
+		if at := slices.IndexFunc(still, socket.Same); at >= 0 {
+			socket = still[at] // off Linux, it is the table that names the processes
 			inTheWay = append(inTheWay, socket)
 			holders = append(holders, slices.DeleteFunc(pids[i], func(pid int) bool { return !holds(pid, socket) }))
 		}
@@ -208,12 +216,20 @@ func await(ctx context.Context, processes []suspect, atMost time.Duration, log *
 				return slices.DeleteFunc(slices.Clone(processes[i:]), func(p suspect) bool { return !p.handle.Alive() }), nil
 			}
 			slice, cancel := context.WithTimeout(ctx, min(atMost-elapsed, progressEvery-elapsed%progressEvery))
-			ended := p.handle.Wait(slice) == nil
+			waitErr := p.handle.Wait(slice)
+			if waitErr != nil && slice.Err() == nil { // it could not wait: out of descriptors, say
+				const unwaited = 20 * time.Millisecond
+				select {
+				case <-slice.Done():
+				case <-time.After(unwaited):
+				}
+			}
+			sliceOver := slice.Err() != nil
 			cancel()
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			if !ended && time.Since(begin) < atMost {
+			if waitErr != nil && sliceOver && time.Since(begin) < atMost {
 				log.LogAttrs(ctx, slog.LevelInfo, fmt.Sprintf("waiting for %v to end", p.holder), slog.Int("pid", p.holder.PID),
 					slog.Duration("elapsed", time.Since(begin).Round(progressEvery)), slog.Duration("at_most", atMost))
 			}

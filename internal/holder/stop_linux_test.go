@@ -25,6 +25,7 @@ import (
 	"github.com/berth-go/berth/internal/proc"
 	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/internal/sockets"
+	"github.com/berth-go/berth/internal/testneed"
 	"github.com/berth-go/berth/strategy"
 )
 
@@ -333,12 +334,7 @@ func TestEndCanceled(t *testing.T) {
 
 // Between the last look and the signal the holder ends, and the kernel gives its pid to another process.
 func TestStopRecycledPID(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("this test needs root, which .ci/run has to provide")
-		}
-		t.Skip("this test needs root")
-	}
+	testneed.That(t, os.Geteuid() == 0, "root, for a pid namespace")
 	c := helper(t, "init")
 	out, err := io.ReadAll(c.stdout)
 	require.NoError(t, err)

@@ -10,8 +10,11 @@ import (
 
 // What follows reads the text formats of Linux's /proc. It is free of system calls, so every system tests it.
 
-// kernelThread is PF_KTHREAD of linux/sched.h, a bit of the flags in /proc/PID/stat.
-const kernelThread = 0x00200000
+// Bits of the flags in /proc/PID/stat, from linux/sched.h.
+const (
+	forkedNoExec = 0x00000040 // PF_FORKNOEXEC
+	kernelThread = 0x00200000 // PF_KTHREAD
+)
 
 // A stat is what this package uses of /proc/PID/stat.
 type stat struct {
@@ -24,6 +27,7 @@ type stat struct {
 }
 
 func (s stat) kernel() bool  { return s.flags&kernelThread != 0 }
+func (s stat) forked() bool  { return s.flags&forkedNoExec != 0 }
 func (s stat) stopped() bool { return s.state == 'T' } // 't' is a tracer's doing, and SIGCONT does not end it
 
 // dead reports whether the whole process has ended. Its first thread may end alone, pthread_exit(3): it stays a
@@ -156,6 +160,12 @@ func parseCgroup(text []byte) (unit, container string) {
 		unit = unitOf(v2)
 	}
 	return unit, container
+}
+
+// ofUserManager tells whether a unit that parseCgroup found in the text is below a user's service manager,
+// user@UID.service, and not that itself.
+func ofUserManager(text []byte, unit string) bool {
+	return unit != "" && !strings.HasPrefix(unit, "user@") && bytes.Contains(text, []byte("/user@"))
 }
 
 // unitOf returns the systemd service that manages what runs in a cgroup. The deepest component that is a unit

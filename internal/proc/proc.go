@@ -63,8 +63,15 @@ type Process struct {
 	// it runs in. Both are "" for what a person or a program started by themselves, and outside Linux.
 	Unit, Container string
 
+	// UserUnit is set where Unit is of a user's service manager and not of the system's.
+	UserUnit bool
+
 	// Kernel is set for a thread of the kernel: it has no descriptors, and signals mean nothing to it.
 	Kernel bool
+
+	// Forked is set where the process has executed no program since its fork: it is a copy of its parent, with all of
+	// its descriptors, for a moment before exec(2) or for good. Linux only.
+	Forked bool
 
 	// Stopped is set where job control suspended the process (SIGSTOP, SIGTSTP, ...).
 	Stopped bool
@@ -84,9 +91,13 @@ func (p Process) Before(q Process) bool {
 	return p.PID < q.PID
 }
 
-// Self returns the facts of this process. They are read once, when first asked for, except Dir, which is current.
+// Self returns the facts of this process. They are read once, when first asked for, except Dir and the
+// user ids, which are current.
 func Self() Process {
 	p := self()
+	if uid := os.Geteuid(); uid >= 0 { // a server may give up root between two listeners
+		p.UID, p.RealUID = uid, os.Getuid()
+	}
 	p.Args = slices.Clone(p.Args)
 	p.Dir = currentDir()
 	return p

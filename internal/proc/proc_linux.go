@@ -41,6 +41,7 @@ func Get(pid int) (Process, error) {
 		Started: started(st.start),
 		Command: st.comm,
 		Kernel:  st.kernel(),
+		Forked:  st.forked(),
 		Stopped: st.stopped(),
 		Zombie:  st.dead(),
 	}
@@ -59,6 +60,7 @@ func Get(pid int) (Process, error) {
 	}
 	if text, err = readAt(dir, "cgroup"); err == nil {
 		p.Unit, p.Container = parseCgroup(text)
+		p.UserUnit = ofUserManager(text, p.Unit)
 	}
 	p.Executable, p.Deleted = executable(dir)
 	p.Dir = readlinkAt(dir, "cwd")

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/berth-go/berth/internal/testneed"
 )
 
 func TestGetChild(t *testing.T) {
@@ -56,9 +58,7 @@ func TestGetChild(t *testing.T) {
 }
 
 func TestGetOtherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to start a process of another user")
-	}
+	testneed.That(t, os.Geteuid() == 0, "root, to start a process of another user")
 	cmd := exec.Command("sleep", "600")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	require.NoError(t, cmd.Start())
@@ -182,7 +182,7 @@ func TestKernelThread(t *testing.T) {
 		require.False(t, holds)
 		return
 	}
-	t.Skip("no kernel thread is visible here")
+	t.Skip("no kernel thread is visible here, as in a container; TestParseStat has the line of one")
 }
 
 func TestSelf(t *testing.T) {

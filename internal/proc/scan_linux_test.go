@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-go/berth/internal/testneed"
 )
 
 // inherit makes f a descriptor of a child: 3 where it is the first.
@@ -122,9 +124,7 @@ func TestHoldersCancelled(t *testing.T) {
 // Where only the first thread of a process has ended, its own list of descriptors is empty.
 func TestHoldersThreads(t *testing.T) {
 	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("needs python3")
-	}
+	testneed.That(t, err == nil, "python3")
 	const program = `
 import ctypes, threading, sys
 main = threading.main_thread().native_id
@@ -162,9 +162,7 @@ ctypes.CDLL(None).pthread_exit(None)
 
 // A user who may not inspect a process is told so: "nobody" would be a lie.
 func TestHoldersUnprivileged(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become another user")
-	}
+	testneed.That(t, os.Geteuid() == 0, "root, to become another user")
 	dir, err := os.MkdirTemp("", "berth-proc") // t.TempDir is closed to other users
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
@@ -208,9 +206,8 @@ func helperComplete() int {
 
 // newNamespace makes a child pid 1 of a new pid namespace.
 func newNamespace(t *testing.T) func(*exec.Cmd) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a pid namespace")
-	}
+	t.Helper()
+	testneed.That(t, os.Geteuid() == 0, "root, for a pid namespace")
 	return func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
 	}

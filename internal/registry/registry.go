@@ -37,7 +37,10 @@ const extension = ".lock"
 // ErrHeld means that another open listener has the lock.
 var ErrHeld = errors.New("the lock is held")
 
-var errNotRegular = errors.New("is not a regular file")
+var (
+	errNotRegular = errors.New("is not a regular file")
+	errForeign    = errors.New("belongs to another user")
+)
 
 // A Record says who holds an address.
 type Record struct {
@@ -153,10 +156,14 @@ func Default() string {
 }
 
 // Open makes the directory where it is missing (0700) and checks that it can be trusted: a directory, no symbolic link,
-// of this user, and not writable for everybody. An empty path means [Default].
+// of this user, and not writable for others. An empty path means [Default].
 func Open(path string) (*Dir, error) {
 	if path == "" {
 		path = Default()
+	}
+	path, err := filepath.Abs(path) // the working directory may be another at Close
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -193,8 +200,8 @@ func trusted(info fs.FileInfo) error {
 		return errors.New("is not a directory: remove it or name another")
 	case !ownedBy(info, os.Geteuid()):
 		return errors.New("belongs to another user: name another")
-	case runtime.GOOS != "windows" && info.Mode().Perm()&0o002 != 0:
-		return fmt.Errorf("is writable for everybody (mode %v): chmod 700 it", info.Mode().Perm())
+	case runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("is writable for others (mode %v): chmod 700 it", info.Mode().Perm())
 	}
 	return nil
 }
@@ -219,6 +226,8 @@ func (d *Dir) Lock(network, address string) (*Lock, error) {
 	// A reader that checks for staleness holds the lock for microseconds, and a file may be removed between open and
 	// lock. Neither lasts, unless the machine is so busy that the reader has to wait for a processor.
 	const patience = 200 * time.Millisecond
+	// A listener frees its lock a moment after its address, which somebody may have bound by then.
+	const handover = 20 * time.Millisecond
 	for begin := time.Now(); time.Since(begin) < patience; {
 		lock := flock.New(path, flock.SetFlag(os.O_CREATE|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
 		locked, err := lock.TryLock()
@@ -230,13 +239,16 @@ func (d *Dir) Lock(network, address string) (*Lock, error) {
 			if err == nil && !info.Mode().IsRegular() {
 				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errNotRegular), lock.Unlock())
 			}
+			if err == nil && !ownedBy(info, os.Geteuid()) {
+				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errForeign), lock.Unlock())
+			}
 			if err == nil && isNamed(info, path) {
 				return &Lock{path, lock, info, info.Size()}, nil
 			}
 			_ = lock.Unlock() // of a file that is gone: nothing to report
 			continue
 		}
-		if held(path) {
+		if time.Since(begin) >= handover && held(path) {
 			return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
 		}
 		time.Sleep(time.Millisecond)
@@ -281,18 +293,16 @@ func (l *Lock) Write(rec Record) error {
 
 // Release removes the file and frees the lock. A file that somebody put in its place stays.
 func (l *Lock) Release() error {
-	var removed error
 	if removeLocked {
+		var removed error
 		if isNamed(l.file, l.path) {
 			removed = os.Remove(l.path)
 		}
 		return errors.Join(removed, l.lock.Unlock())
 	}
 	err := l.lock.Unlock()
-	if removed = os.Remove(l.path); errors.Is(removed, fs.ErrNotExist) {
-		removed = nil
-	}
-	return errors.Join(err, removed)
+	_ = os.Remove(l.path) // it fails where somebody has the lock by now, and then the file is his
+	return err
 }
 
 // An Entry is a file of the state directory.
@@ -332,7 +342,7 @@ func (d *Dir) read(name string) (Entry, error) {
 	case !info.Mode().IsRegular():
 		entry.Err = errNotRegular
 	case !ownedBy(info, os.Geteuid()):
-		entry.Err = errors.New("belongs to another user")
+		entry.Err = errForeign
 	default:
 		entry.Record, entry.Err = parse(io.NewSectionReader(file, recordOffset, maxRecord))
 	}

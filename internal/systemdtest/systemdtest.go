@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-go/berth/internal/proc"
+	"github.com/berth-go/berth/internal/testneed"
 )
 
 // deadline bounds every wait. It is only reached when something is broken.
@@ -42,22 +43,10 @@ type Manager struct {
 	journal []byte // what the manager itself has logged
 }
 
-// Need fails the test where continuous integration (the variable CI) lacks something, and skips it on a developer's machine.
-func Need(t testing.TB, available bool, what string) {
-	t.Helper()
-	if available {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("this test needs %s, which .ci/run has to provide", what)
-	}
-	t.Skipf("this test needs %s", what)
-}
-
 func needCommand(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
-	Need(t, err == nil, name)
+	testneed.That(t, err == nil, name)
 	return path
 }
 
@@ -72,13 +61,13 @@ func must(t testing.TB, err error) {
 // has started is killed, and its cgroups, mounts and files are removed. Should the process of the test be killed, the
 // manager stops its units and ends.
 //
-// Where the test lacks what it needs, see [Need]. After a failure the logs are shown.
+// Where the test lacks what it needs, see [testneed.That]. After a failure the logs are shown.
 func Start(t testing.TB, units map[string]string) *Manager {
 	t.Helper()
-	Need(t, os.Geteuid() == 0, "root")
+	testneed.That(t, os.Geteuid() == 0, "root")
 	unshare, shell := needCommand(t, "unshare"), needCommand(t, "sh")
 	_, err := os.Stat(program)
-	Need(t, err == nil, program)
+	testneed.That(t, err == nil, program)
 	m := &Manager{nsenter: needCommand(t, "nsenter"), exited: make(chan struct{})}
 	roots := Hierarchies(t)
 
@@ -346,7 +335,7 @@ func Hierarchies(t testing.TB) []string {
 			roots = append(roots, fields[1])
 		}
 	}
-	Need(t, len(roots) > 0, "a cgroup hierarchy that can be written to")
+	testneed.That(t, len(roots) > 0, "a cgroup hierarchy that can be written to")
 	return roots
 }
 

@@ -16,6 +16,7 @@ package inspect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/berth-go/berth/internal/holder"
 	"github.com/berth-go/berth/internal/proc"
@@ -87,7 +89,8 @@ type Options struct {
 }
 
 // Port tells who holds a port on any address of this machine. The network is "tcp", "tcp4", "tcp6", "udp", "udp4" or
-// "udp6", the port 1 to 65535.
+// "udp6", the port 1 to 65535. Where the kernel's table does not show every socket (see [Report].Complete) and none is found,
+// the port is bound for a moment.
 func Port(ctx context.Context, network string, port int) (Report, error) {
 	return Options{}.Port(ctx, network, port)
 }
@@ -254,7 +257,7 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 		r.Service = owner.Name
 		r.Recommendations = []string{fmt.Sprintf("wait for pid %d (%s), which holds the lock, or stop it", owner.PID, owner.Executable)}
 		return
-	case !r.Complete && !bindable(target):
+	case !r.Complete && isTaken(target):
 		r.State = InUse
 	default:
 		r.State = Available
@@ -272,8 +275,9 @@ func names(record registry.Record, h strategy.Holder) bool {
 	return err == nil && start == record.Start
 }
 
-// bindable binds the address for a moment: the only answer where the kernel's table does not show everything.
-func bindable(t sockets.Target) bool {
+// isTaken binds the address for a moment: the only answer where the kernel's table does not show everything. An address that
+// this user may not bind is not taken.
+func isTaken(t sockets.Target) bool {
 	network, address := t.Network, t.Path
 	switch {
 	case address == "":
@@ -289,7 +293,7 @@ func bindable(t sockets.Target) bool {
 			network += "6"
 		}
 	case address[0] != '@':
-		return false // a bind would take the place of a file that is there
+		return true // a bind would take the place of a file that is there
 	}
 	var lc net.ListenConfig
 	var socket io.Closer
@@ -299,9 +303,8 @@ func bindable(t sockets.Target) bool {
 	} else {
 		socket, err = lc.Listen(context.Background(), network, address)
 	}
-	if err != nil {
-		return false
+	if err == nil {
+		_ = socket.Close() // it was bound to see whether it can be
 	}
-	_ = socket.Close() // it was bound to see whether it can be
-	return true
+	return errors.Is(err, syscall.EADDRINUSE)
 }

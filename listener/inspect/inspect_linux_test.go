@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/berth-go/berth/internal/testneed"
 	"github.com/berth-go/berth/listener/inspect"
 )
 
@@ -39,10 +40,7 @@ func TestBoundWithoutListeningIsReserved(t *testing.T) {
 }
 
 func TestAnotherUsersHolder(t *testing.T) {
-	if os.Geteuid() != 0 {
-		require.Empty(t, os.Getenv("CI"), "continuous integration has to run this as root")
-		t.Skip("this test needs root")
-	}
+	testneed.That(t, os.Geteuid() == 0, "root, to become another user")
 	const nobody = 65534
 	asNobody := func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -76,10 +74,7 @@ func readableCopy(t *testing.T) string {
 
 func TestAHolderThatCannotBeSeenIsNamedByItsUser(t *testing.T) {
 	// Seen from nobody: root's process is invisible, its socket is not.
-	if os.Geteuid() != 0 {
-		require.Empty(t, os.Getenv("CI"), "continuous integration has to run this as root")
-		t.Skip("this test needs root")
-	}
+	testneed.That(t, os.Geteuid() == 0, "root, to become another user")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -97,6 +98,20 @@ func holder(t *testing.T, network, address, stateDir string, change ...func(*exe
 	return cmd.Process.Pid, at, end
 }
 
+// freePort is a port that was free a moment ago, outside of the ephemeral range, and of what other packages' tests use.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for range 1000 {
+		port := strconv.Itoa(30000 + rand.IntN(2700))
+		if ln, err := net.Listen("tcp", ":"+port); err == nil {
+			require.NoError(t, ln.Close())
+			return port
+		}
+	}
+	require.FailNow(t, "no free port")
+	return ""
+}
+
 func portOf(t *testing.T, address string) int {
 	t.Helper()
 	_, text, err := net.SplitHostPort(address)
@@ -125,7 +140,8 @@ func TestPortNamesTheHolderOnEveryAddress(t *testing.T) {
 		{"udp", ":0", "udp6", "bound"},
 	} {
 		t.Run(test.network+" "+test.address+" asked as "+test.asked, func(t *testing.T) {
-			pid, at, end := holder(t, test.network, test.address, "")
+			// Not an ephemeral port, which connections of other tests may have, too.
+			pid, at, end := holder(t, test.network, strings.TrimSuffix(test.address, "0")+freePort(t), "")
 			port := portOf(t, at)
 			report, err := inspect.Port(t.Context(), test.asked, port)
 			require.NoError(t, err)

@@ -1,0 +1,55 @@
+package listener
+
+import (
+	"errors"
+	"io/fs"
+	"sync/atomic"
+
+	"github.com/berth-go/berth/internal/registry"
+)
+
+// hold is what a socket has outside of itself.
+type hold struct {
+	origin         Origin
+	removePortFile func() error   // nil: there is none
+	file           *socketFile    // nil: none that is ours to remove
+	lock           *registry.Lock // nil: none
+}
+
+// close closes the socket and releases the rest. The files that lead to the socket go before it, so that who binds the
+// address next keeps its own. Lock and record go after it: as long as the address is taken they say by whom.
+func (h *hold) close(socket func() error) error {
+	var errs []error
+	if h.removePortFile != nil {
+		errs = append(errs, h.removePortFile())
+	}
+	if h.file != nil {
+		errs = append(errs, h.file.remove())
+	}
+	errs = append(errs, socket())
+	if h.lock != nil {
+		errs = append(errs, h.lock.Release())
+	}
+	return errors.Join(errs...)
+}
+
+// setUnlink says whether the file of a Unix socket goes with it.
+func (h *hold) setUnlink(unlink bool) {
+	if h.file != nil {
+		h.file.keep.Store(!unlink)
+	}
+}
+
+// A socketFile is the file of a Unix socket that this process bound.
+type socketFile struct {
+	path string
+	info fs.FileInfo
+	keep atomic.Bool
+}
+
+func (f *socketFile) remove() error {
+	if f.keep.Load() {
+		return nil
+	}
+	return removeSame(f.path, f.info)
+}
