@@ -30,14 +30,17 @@ type Config struct {
 	// Store keeps what was bound in systemd's descriptor store, so that it survives a restart of the service without a
 	// socket unit, also on a fallback port: the next run finds it by the same network, address and Name. The unit needs
 	// FileDescriptorStoreMax=. Where the store does not take it that is logged; without systemd nothing happens. Close
-	// closes the listener and leaves the stored socket, and the file of a Unix socket, to the next run.
+	// closes the listener and leaves the stored socket, and the file of a Unix socket, to the next run. Its name in the
+	// store is "berth", Name, network and address, the first and the last as in a URL's query, separated by spaces; with
+	// that, activation.Unstore takes it out.
 	Store bool
 
 	// Middleware wraps the listener; the first is outermost. Packet connections are not wrapped.
 	Middleware []Middleware
 
 	// Name is the name of the service: in records, in logs, and for Sources that know sockets by name. Two runs with
-	// different names are different services and never stop each other by default.
+	// different names are different services and do not stop each other by default, as long as both use one state
+	// directory that works; without a record a run is recognised by its program alone.
 	Name string
 
 	// StateDir holds locks and records, which tell cooperating processes who has which address. "" means the per-user
@@ -75,8 +78,8 @@ type Keeper interface {
 
 // Listen obtains a listener for the address: from a Source, else by a bind, else by what the Strategy decides.
 //
-// The context bounds the attempt, with its waits and the stopping of processes. It has no effect on the listener that is
-// returned. The networks are those of [net.Listen]: "tcp", "tcp4", "tcp6", "unix" and "unixpacket". The file of a Unix
+// The context bounds the attempt, with its waits and the stopping of processes; where it has ended already, nothing is
+// tried. It has no effect on the listener that is returned. The networks are those of [net.Listen]: "tcp", "tcp4", "tcp6", "unix" and "unixpacket". The file of a Unix
 // socket that nobody serves any more is replaced, whatever the strategy; a live one never.
 //
 // A failure is an [*net.OpError]. Where the address was well-formed, the Err in it is an [*Error], which says who holds

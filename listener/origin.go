@@ -34,7 +34,7 @@ type Origin struct {
 	Requested string            // the address that was asked for
 	Address   string            // the address that was obtained
 	History   []strategy.Action // what was carried out to obtain it, oldest first; nil when the first bind succeeded
-	InTheWay  []strategy.Holder // who was avoided (Fallback) or stopped (Reclaimed)
+	InTheWay  []strategy.Holder // who was stopped (Reclaimed), or avoided (Fallback: known where the strategy or the log asked)
 }
 
 // LogValue groups what a log should show.

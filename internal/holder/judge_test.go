@@ -79,7 +79,7 @@ func TestRefusals(t *testing.T) {
 		{"another real user", func(_ *proc.Process, h *holding) { h.process.RealUID = 123456789 }, "it belongs to user 123456789; "},
 		{"seen by another user", func(self *proc.Process, _ *holding) { self.UID, self.RealUID = 123456789, 123456789 }, "it belongs to user "},
 		{"newer", func(_ *proc.Process, h *holding) { h.process.Start = 1001 }, "it was started after this process, and the newest start wins; kill "},
-		{"of the same tick, newer", func(_ *proc.Process, h *holding) { h.process.Start = 1000 }, "it was started after this process"},
+		{"of the same tick, newer", func(self *proc.Process, h *holding) { self.PID, h.process.Start = nowhere-1, 1000 }, "it was started after this process"},
 		{"of the same tick, older", func(self *proc.Process, h *holding) { self.PID, h.process.Start = nowhere+1, 1000 }, ""},
 	}
 	for _, test := range tests {

@@ -81,12 +81,17 @@ type Process struct {
 	Zombie bool
 }
 
-// Before reports whether p is older than q. It is a total order by (Start, PID): of two different processes of one
-// boot exactly one is before the other, also where both started within one tick, so two processes that compare
-// themselves with each other agree on which is the newer.
-func (p Process) Before(q Process) bool {
+// Before reports whether p is older than q. It orders by (Start, PID): of two different processes of one boot exactly one
+// is before the other, also where both started within one tick, so two processes that compare themselves with each other
+// agree on which is the newer. Pids that are far apart within one tick mean that they began anew at the bottom in between.
+func (p Process) Before(q Process) bool { return before(p, q, pidMax()) }
+
+func before(p, q Process, pidMax int) bool {
 	if p.Start != q.Start {
 		return p.Start < q.Start
+	}
+	if half := pidMax / 2; half > 0 && (p.PID-q.PID > half || q.PID-p.PID > half) {
+		return p.PID > q.PID
 	}
 	return p.PID < q.PID
 }

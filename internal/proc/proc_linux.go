@@ -120,6 +120,16 @@ func currentDir() string {
 	return readlinkAt(unix.AT_FDCWD, "/proc/self/cwd")
 }
 
+// pidMax is above the highest pid, after which they begin anew at 300: pid_max in proc_sys_kernel(5). 0 is unknown.
+var pidMax = sync.OnceValue(func() int {
+	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return n
+})
+
 // started converts ticks after boot. The unit is 1/100 s for user space on every architecture that Go has, whatever
 // the kernel's own HZ; the clock is CLOCK_BOOTTIME (since Linux 2.6; it counts suspended time).
 func started(ticks uint64) time.Time {

@@ -96,6 +96,9 @@ func lineage(pid int) (ppid int, start uint64, err error) {
 // the kernel on macOS and FreeBSD, "" elsewhere. The time of the boot would not do: it moves when the clock is set.
 func BootID() string { return bootID() }
 
+// pidMax is not known: 0.
+func pidMax() int { return 0 }
+
 // executablePath returns where the program file of a process lies, or lay.
 func executablePath(pid int) string {
 	info, err := open(pid)

@@ -20,6 +20,19 @@ func TestMain(m *testing.M) {
 // helperEnv makes the test binary another program: the helper of this name.
 const helperEnv = "BERTH_PROC_TEST_HELPER"
 
+func TestBeforeWherePidsBeganAnew(t *testing.T) {
+	const pidMax = 32768
+	last, first := Process{PID: 32766, Start: 7}, Process{PID: 301, Start: 7}
+	require.True(t, before(last, first, pidMax))
+	require.False(t, before(first, last, pidMax))
+	require.True(t, before(first, last, 4194304), "they are near each other there")
+	require.True(t, before(first, last, 0), "nothing is known")
+	later := Process{PID: 300, Start: 8}
+	require.True(t, before(first, later, pidMax), "another tick decides")
+	require.True(t, before(last, later, pidMax))
+	require.False(t, before(first, first, pidMax))
+}
+
 func TestBefore(t *testing.T) {
 	a, b, c := Process{Start: 1, PID: 9}, Process{Start: 2, PID: 3}, Process{Start: 2, PID: 4}
 	sorted := []Process{a, b, c}
