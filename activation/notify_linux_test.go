@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-go/berth/internal/testneed"
+
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -237,6 +239,7 @@ func TestNotifyOrder(t *testing.T) {
 // fill fills the queue of the socket.
 func (m *manager) fill(t testing.TB) {
 	t.Helper()
+	testneed.That(t, os.Geteuid() == 0, "root")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)

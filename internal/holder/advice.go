@@ -115,10 +115,10 @@ func remedy(h strategy.Holder) string {
 		return "systemctl stop " + strings.TrimSuffix(h.Unit, ".service")
 	case strings.HasPrefix(h.Command, "ControlCe"): // macOS, ports 5000 and 7000
 		return "turn off AirPlay Receiver in System Settings > General > AirDrop & Handoff"
-	case h.UID >= 0 && proc.Self().UID > 0 && h.UID != proc.Self().UID:
-		return fmt.Sprintf("stop pid %d as user %s or root", h.PID, h.User)
 	case h.PID == 1 || strings.HasPrefix(h.Refusal, isAncestor):
 		return "choose another port"
+	case h.UID >= 0 && proc.Self().UID > 0 && h.UID != proc.Self().UID:
+		return fmt.Sprintf("stop pid %d as user %s or root", h.PID, h.User)
 	}
 	return killCommand + strconv.Itoa(h.PID)
 }

@@ -21,15 +21,15 @@ const nowhere = 1 << 30
 // me is who judges in these tests.
 func me() proc.Process {
 	return proc.Process{
-		PID: os.Getpid(), Start: 1000, UID: 1000, RealUID: 1000, Command: "app", Executable: "/home/alice/bin/app", Dir: "/home/alice/src",
+		PID: os.Getpid(), Start: 1000, UID: os.Geteuid(), RealUID: os.Geteuid(), Command: "app", Executable: "/home/alice/bin/app", Dir: "/home/alice/src",
 	}
 }
 
 // stale is an earlier run of the same program: ours, and no rule speaks for it.
 func stale() holding {
 	return holding{
-		socket:  sockets.Socket{Network: "tcp", State: sockets.Listening, Inode: 77, UID: 1000},
-		process: proc.Process{PID: nowhere, Start: 900, UID: 1000, RealUID: 1000, Command: "app", Executable: "/home/alice/bin/app", Dir: "/home/alice"},
+		socket:  sockets.Socket{Network: "tcp", State: sockets.Listening, Inode: 77, UID: os.Geteuid()},
+		process: proc.Process{PID: nowhere, Start: 900, UID: os.Geteuid(), RealUID: os.Geteuid(), Command: "app", Executable: "/home/alice/bin/app", Dir: "/home/alice"},
 	}
 }
 
