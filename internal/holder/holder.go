@@ -47,20 +47,25 @@ func (s Search) DiagnoseAll(ctx context.Context) strategy.Diagnosis {
 }
 
 func (s Search) diagnose(ctx context.Context, first bool) strategy.Diagnosis {
-	var diagnosis strategy.Diagnosis
-	for range 3 {
+	// The longest is for a machine on which the process has to wait for a processor before it can let go.
+	const longest = 128 * time.Millisecond
+	for pause := 2 * time.Millisecond; ; pause *= 4 {
 		inTheWay, err := sockets.InTheWay(s.Target)
 		if err != nil {
 			return strategy.Diagnosis{}
 		}
-		diagnosis = s.DiagnoseSockets(ctx, inTheWay, first)
-		// A socket of a user whose processes can be seen, and yet without a process: that one ended, or handed the
-		// socket to a child, between the look at the table and the look at the processes.
-		if !slices.ContainsFunc(diagnosis.Holders, func(h strategy.Holder) bool { return h.PID == 0 && visible(h.UID) }) {
-			break
+		diagnosis := s.DiagnoseSockets(ctx, inTheWay, first)
+		// A socket of a user whose processes can be seen, and yet without a process: that one is about to end and has
+		// closed its descriptor already, or handed it to a child between the looks at the table and at the processes.
+		if pause > longest || !slices.ContainsFunc(diagnosis.Holders, func(h strategy.Holder) bool { return h.PID == 0 && visible(h.UID) }) {
+			return diagnosis
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return diagnosis
 		}
 	}
-	return diagnosis
 }
 
 // visible tells whether this user may inspect the processes of another.
