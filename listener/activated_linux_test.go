@@ -63,11 +63,7 @@ func (r role) playBare() error {
 func (r role) playService() error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	cfg, err := r.config()
-	if err != nil {
-		return err
-	}
-	ln, err := cfg.Listen(context.Background(), r.Network, r.Address)
+	ln, err := r.listen()
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package listener_test
 
 import (
-	"context"
 	"os/exec"
 	"testing"
 
@@ -12,11 +11,7 @@ func init() { roles["forker"] = playForker }
 
 // playForker is "config" by a server that starts subprocesses all the time.
 func playForker(r role) error {
-	cfg, err := r.config()
-	if err != nil {
-		return err
-	}
-	ln, err := cfg.Listen(context.Background(), r.Network, r.Address)
+	ln, err := r.listen()
 	if err != nil {
 		return err
 	}

@@ -107,6 +107,15 @@ func (r role) config() (*listener.Config, error) {
 	return cfg, nil
 }
 
+// listen is Config.Listen as the role says.
+func (r role) listen() (*listener.Listener, error) {
+	cfg, err := r.config()
+	if err != nil {
+		return nil, err
+	}
+	return cfg.Listen(context.Background(), r.Network, r.Address)
+}
+
 func (r role) play() error {
 	if r.Ignore {
 		signal.Ignore(syscall.SIGTERM)
@@ -131,11 +140,7 @@ func (r role) play() error {
 		}
 		ln = l
 	case "config":
-		cfg, err := r.config()
-		if err != nil {
-			return err
-		}
-		l, err := cfg.Listen(context.Background(), r.Network, r.Address)
+		l, err := r.listen()
 		if err != nil {
 			return err
 		}

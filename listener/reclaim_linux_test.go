@@ -32,11 +32,7 @@ func init() {
 
 // playBequeath is "config" with a child that has the socket too.
 func (r role) playBequeath() error {
-	cfg, err := r.config()
-	if err != nil {
-		return err
-	}
-	ln, err := cfg.Listen(context.Background(), r.Network, r.Address)
+	ln, err := r.listen()
 	if err != nil {
 		return err
 	}
@@ -90,11 +86,7 @@ func (r role) playInit() error {
 
 // playDaemon is "config" as a service of systemd: its stdin is empty, and it tells systemd that it is ready.
 func (r role) playDaemon() error {
-	cfg, err := r.config()
-	if err != nil {
-		return err
-	}
-	ln, err := cfg.Listen(context.Background(), r.Network, r.Address)
+	ln, err := r.listen()
 	if err != nil {
 		return err
 	}

@@ -42,11 +42,7 @@ func init() {
 
 // playOrigin is "config", and tells the Origin on a line of its own before it is ready.
 func (r role) playOrigin() error {
-	cfg, err := r.config()
-	if err != nil {
-		return err
-	}
-	ln, err := cfg.Listen(context.Background(), r.Network, r.Address)
+	ln, err := r.listen()
 	if err != nil {
 		return err
 	}
