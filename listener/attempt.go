@@ -174,7 +174,7 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 	var none S
 	a.begin = time.Now()
-	a.records, _ = registry.Open(a.config.StateDir) // the error comes up again in keep, where it is logged
+	a.records, _ = registry.Open(a.config.StateDir) // the error comes up again in record, where it is logged
 	decide := a.config.Strategy
 	if decide == nil {
 		decide = strategy.Production()
@@ -208,10 +208,13 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 		failure := strategy.Failure{
 			Network: a.network, Requested: a.requested, Address: addressText(failed.Addr), Err: failed.Err,
 			Elapsed: time.Since(a.begin), History: slices.Clone(a.history),
-			Diagnose: func() strategy.Diagnosis { weighed = true; return diagnosis() },
-		}
-		if isInUse(failed.Err) && holder.Obstacle(target) != "" && len(diagnosis().Holders) == 0 {
-			failure.Diagnose = nil // a file is in the way and no process
+			Diagnose: func() strategy.Diagnosis {
+				weighed = true
+				d := diagnosis()
+				// A file that is in the way has no holder who could leave.
+				d.Complete = d.Complete && (len(d.Holders) > 0 || holder.Obstacle(target) == "")
+				return d
+			},
 		}
 		action := decide.Decide(failure)
 		a.logDecision(ctx, action, weighed, diagnosis)

@@ -73,11 +73,11 @@ func (e *Error) Error() string {
 		b.WriteString(e.Err.Error())
 	}
 	if isInUse(e.Err) {
-		switch d := e.Diagnosis(); {
+		switch d, obstacle := e.Diagnosis(), holder.Obstacle(e.target); {
 		case len(d.Holders) > 0:
 			b.WriteString("; held by " + d.String())
-		case holder.Obstacle(e.target) != "":
-			b.WriteString("; " + e.target.Path + " is " + holder.Obstacle(e.target))
+		case obstacle != "":
+			b.WriteString("; " + e.target.Path + " is " + obstacle)
 		case d.Complete:
 			b.WriteString("; held by nobody any more")
 		default:

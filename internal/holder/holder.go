@@ -81,13 +81,13 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 	}
 	records := s.recordsOf(inTheWay)
 	pids, complete := pidsOf(ctx, inTheWay, records, first)
-	holdings := s.describe(inTheWay, records, pids)
-	settled := settle(ctx, holdings)
-	if first && len(settled) < len(holdings) { // who passed hid who stays
+	holdings := describe(inTheWay, records, pids)
+	found := len(holdings)
+	holdings = settle(ctx, holdings)
+	if first && len(holdings) < found { // who passed hid who stays
 		pids, complete = pidsOf(ctx, inTheWay, records, false)
-		settled = settle(ctx, s.describe(inTheWay, records, pids))
+		holdings = settle(ctx, describe(inTheWay, records, pids))
 	}
-	holdings = settled
 	judge(proc.Self(), s.Name, holdings)
 	diagnosis := strategy.Diagnosis{Complete: complete}
 	type place struct {
@@ -106,7 +106,7 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 	return diagnosis
 }
 
-// pids finds the processes of each socket, in the order of inTheWay. Complete means that every socket has a holder, or
+// pidsOf finds the processes of each socket, in the order of inTheWay. Complete means that every socket has a holder, or
 // that every process could be inspected.
 func pidsOf(ctx context.Context, inTheWay []sockets.Socket, records []*registry.Record, first bool) (pids [][]int, complete bool) {
 	pids = make([][]int, len(inTheWay))
@@ -202,7 +202,7 @@ func Address(socket sockets.Socket) string {
 
 // describe gathers the facts on each process. One that ended in the meantime is left out, together with its socket when
 // it was the only holder.
-func (s Search) describe(inTheWay []sockets.Socket, records []*registry.Record, pids [][]int) []holding {
+func describe(inTheWay []sockets.Socket, records []*registry.Record, pids [][]int) []holding {
 	var holdings []holding
 	for i, socket := range inTheWay {
 		if socket.Network == "unix" && socket.State == sockets.Connected {
@@ -226,7 +226,7 @@ func (s Search) describe(inTheWay []sockets.Socket, records []*registry.Record, 
 		}
 	}
 	for i := range holdings {
-		holdings[i].holder = describe(holdings[i].socket, holdings[i].process)
+		holdings[i].holder = holderOf(holdings[i].socket, holdings[i].process)
 	}
 	slices.SortStableFunc(holdings, func(a, b holding) int {
 		if a.recorded() != b.recorded() {
@@ -286,7 +286,8 @@ func (h holding) recorded() bool {
 	return h.record != nil && h.record.PID == h.process.PID && h.record.Start == h.process.Start
 }
 
-func describe(socket sockets.Socket, p proc.Process) strategy.Holder {
+// holderOf is what callers are told of a process with a socket; judge adds the verdict.
+func holderOf(socket sockets.Socket, p proc.Process) strategy.Holder {
 	uid := p.UID
 	if p.PID == 0 {
 		uid = socket.UID

@@ -35,7 +35,7 @@ func stale() holding {
 
 func judged(self proc.Process, name string, holdings ...holding) []holding {
 	for i := range holdings {
-		holdings[i].holder = describe(holdings[i].socket, holdings[i].process)
+		holdings[i].holder = holderOf(holdings[i].socket, holdings[i].process)
 	}
 	judge(self, name, holdings)
 	return holdings

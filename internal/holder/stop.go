@@ -150,7 +150,7 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 			holders = append(holders, slices.DeleteFunc(pids[i], func(pid int) bool { return !holds(pid, socket) }))
 		}
 	}
-	holdings := settle(ctx, s.describe(inTheWay, s.recordsOf(inTheWay), holders))
+	holdings := settle(ctx, describe(inTheWay, s.recordsOf(inTheWay), holders))
 	judge(proc.Self(), s.Name, holdings)
 	suspects := make([]suspect, len(holdings))
 	for i, h := range holdings {
