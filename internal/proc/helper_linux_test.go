@@ -28,6 +28,7 @@ var helpers = map[string]func() int{
 	"holders":  helperHolders,
 	"recycle":  helperRecycle,
 	"complete": helperComplete,
+	"churn":    helperChurn,
 }
 
 // helperWait lives until its standard input ends.

@@ -65,10 +65,8 @@ func Holders(ctx context.Context, inodes []uint64, first bool) (found map[uint64
 	c := &crawl{search: s, pids: pids}
 	if first {
 		c.run(ctx, likelyDescriptors)
-		c.run(ctx, unlikelyDescriptors)
-	} else {
-		c.run(ctx, everyDescriptor)
 	}
+	c.run(ctx, everyDescriptor)
 	complete = c.err == nil && (s.ended() || !c.denied && !hidden(pids))
 	return s.result(), complete, c.err
 }
@@ -88,7 +86,7 @@ type crawl struct {
 	err    error // the first one
 }
 
-// run looks at some descriptors of every process, unless the crawl is over already, and returns when all workers have.
+// run looks at descriptors of every process, unless the crawl is over already, and returns when all workers have.
 // Two workers halve the time; it is spent in the kernel, so more of them take cores from the program that is served.
 func (c *crawl) run(ctx context.Context, r descriptors) {
 	c.next.Store(0)
@@ -147,23 +145,20 @@ func (c *crawl) fail(err error) {
 type descriptors int
 
 const (
-	everyDescriptor     descriptors = iota
-	likelyDescriptors               // from 3, the first that a program opens itself, to 15
-	unlikelyDescriptors             // the others
+	everyDescriptor   descriptors = iota
+	likelyDescriptors             // from 3, the first that a program opens itself, to 15; may miss some
 )
 
 // part reports whether fd belongs to r, and whether none above it does.
 func (r descriptors) part(fd int) (in, past bool) {
-	likely := 3 <= fd && fd <= 15
-	switch r {
-	case likelyDescriptors:
-		return likely, fd > 15
-	case unlikelyDescriptors:
-		return !likely, false
-	default:
-		return true, false
+	if r == likelyDescriptors {
+		return 3 <= fd && fd <= 15, fd > 15
 	}
+	return true, false
 }
+
+// dots are the entries of a directory of descriptors before the first descriptor: "." and "..".
+const dots = 2
 
 // A visitor looks at the descriptors of one process after another. A look costs a system call a descriptor, about
 // 1 us, so the rest is kept off it: the buffers are reused, and names go back to the kernel as they came from it.
@@ -185,14 +180,15 @@ func newVisitor(wanted []uint64) *visitor {
 func (v *visitor) visit(pid int, r descriptors, found func(inode uint64) (ended bool)) error {
 	clear(v.seen)
 	v.path = append(strconv.AppendInt(append(v.path[:0], "/proc/"...), int64(pid), 10), "/fd\x00"...)
-	if v.probe(r, found) {
+	past, ended := v.probe(r, found)
+	if ended || past > 0 && r == likelyDescriptors {
 		return nil
 	}
-	n, err := v.list(r, found)
+	n, err := v.list(r, past, found)
 	switch {
-	case err == nil && n == 0 && r != likelyDescriptors:
+	case err == nil && n+past == 0 && r != likelyDescriptors:
 		// Most likely it has none. But where the first thread has ended alone, pthread_exit(3), the descriptors
-		// are seen with the other threads only. No part of them has been looked at before.
+		// are seen with the other threads only.
 		err = v.visitThreads(pid, found)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		// Permission is refused also for what there is nothing to see of: kernel threads, and processes that
@@ -215,20 +211,23 @@ func (v *visitor) visit(pid int, r descriptors, found func(inode uint64) (ended 
 	return nil
 }
 
-// probe looks at the descriptors in the directory v.path without listing it, and reports whether that was all of them.
+// probe looks at the descriptors in the directory v.path without listing it: the first ones, as many as there are. It
+// returns the number of the first that it did not look at; 0 where it met a gap or looked in vain, so that past is all or
+// nothing. A process that opens files meanwhile may have closed a gap, and hold more above past.
+//
 // Listing costs more than 2 us for each entry, since the kernel makes an inode for it; asking for a number that is there
 // half of it, and for one that is not less. How many there are is the size of the directory, since Linux 6.2, and they are
 // given from 0 on, so most processes have no gaps.
-func (v *visitor) probe(r descriptors, found func(inode uint64) (ended bool)) (complete bool) {
+func (v *visitor) probe(r descriptors, found func(inode uint64) (ended bool)) (past int, ended bool) {
 	if !sizesDescriptors() {
-		return false
+		return 0, false
 	}
 	var st unix.Stat_t
 	err := unix.Stat(string(v.path[:len(v.path)-1]), &st)
 	n := int(st.Size)
 	const most = 64 // of more, some are far up
 	if err != nil || n < 1 || n > most {
-		return false
+		return 0, false
 	}
 	first, last := 0, n-1
 	if r == likelyDescriptors {
@@ -245,26 +244,53 @@ func (v *visitor) probe(r descriptors, found func(inode uint64) (ended bool)) (c
 		switch errno {
 		case 0:
 			if v.match(v.link[:size], found) {
-				return true
+				return 0, true
 			}
 		case unix.ENAMETOOLONG: // no socket: its target has no path
 		default:
-			return false // a gap, or not for us to see
+			return 0, false // a gap, or not for us to see
 		}
 	}
-	return true
+	return n, false
 }
 
+// sizesDescriptors reports whether the size of a directory of descriptors is their number, and an offset in it the
+// number of one and 2, for "." and "..".
 var sizesDescriptors = sync.OnceValue(func() bool {
 	info, err := os.Stat("/proc/self/fd")
 	if err != nil || info.Size() < 1 {
 		return false // 0 before Linux 6.2
+	}
+	if !seeksDescriptors() {
+		return false
 	}
 	entries, err := os.ReadDir("/proc/self/fd")
 	// A sandbox may mean something else by the size. ReadDir has the directory open itself, and other goroutines may
 	// open and close files meanwhile.
 	return err == nil && info.Size() >= 3 && math.Abs(float64(int64(len(entries))-info.Size())) <= 8
 })
+
+func seeksDescriptors() bool {
+	dir, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	self := int(dir.Fd())
+	if _, err := unix.Seek(self, int64(self)+dots, unix.SEEK_SET); err != nil {
+		return false
+	}
+	var entries [1024]byte
+	n, err := getdents(self, entries[:])
+	if err != nil {
+		return false
+	}
+	for name := range names(entries[:n]) {
+		first, ok := number(name)
+		return ok && first == self
+	}
+	return false
+}
 
 // visitThreads looks at the descriptors of the first thread that has some, other than the first one of the process.
 // The threads of a process share them.
@@ -286,15 +312,16 @@ func (v *visitor) visitThreads(pid int, found func(inode uint64) (ended bool)) e
 			}
 			v.path = append(append(append(v.path[:0], dir...), '/'), name...)
 			v.path = append(v.path, "/fd\x00"...)
-			if n, err := v.list(everyDescriptor, found); n > 0 || err != nil && !isGone(err) {
+			if n, err := v.list(everyDescriptor, 0, found); n > 0 || err != nil && !isGone(err) {
 				return err
 			}
 		}
 	}
 }
 
-// list looks at the descriptors in the directory v.path, and returns how many it was shown.
-func (v *visitor) list(r descriptors, found func(inode uint64) (ended bool)) (shown int, err error) {
+// list looks at the descriptors from a number on in the directory v.path, and returns how many it was shown. What is open
+// throughout is shown, whatever comes and goes beside it.
+func (v *visitor) list(r descriptors, from int, found func(inode uint64) (ended bool)) (shown int, err error) {
 	cwd := unix.AT_FDCWD
 	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(&v.path[0])),
 		unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, 0, 0)
@@ -302,6 +329,11 @@ func (v *visitor) list(r descriptors, found func(inode uint64) (ended bool)) (sh
 		return 0, errno
 	}
 	defer unix.Close(int(fd))
+	if from > 0 {
+		if _, err := unix.Seek(int(fd), int64(from)+dots, unix.SEEK_SET); err != nil {
+			return 0, err
+		}
+	}
 	for {
 		n, err := getdents(int(fd), v.entries[:])
 		if err != nil || n == 0 {

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -245,6 +246,46 @@ func TestHoldersTurmoil(t *testing.T) {
 	cancel()
 	<-done
 	f.Close()
+}
+
+// A process opens and closes files while it is looked at: what it holds throughout is found all the same. Here one
+// gap below the socket is filled and freed without end.
+func TestHoldersAmongDescriptorsThatChange(t *testing.T) {
+	f, inode := socket(t)
+	c := helper(t, "churn", inherit(f))
+	f.Close()
+	require.Equal(t, "ready", c.line(t))
+	for i := range 5000 {
+		holds, err := Holds(c.Process.Pid, inode)
+		require.NoError(t, err)
+		require.True(t, holds, "look %d", i)
+	}
+}
+
+// helperChurn moves the socket behind a gap, the only one, and fills and frees the gap until its standard input ends.
+func helperChurn() int {
+	go func() {
+		helperWait()
+		os.Exit(0)
+	}()
+	const passed = 3
+	gap, err := unix.FcntlInt(passed, unix.F_DUPFD_CLOEXEC, passed)
+	if err == nil {
+		_, err = unix.FcntlInt(passed, unix.F_DUPFD_CLOEXEC, gap+1)
+	}
+	if err == nil {
+		err = unix.Dup3(0, passed, unix.O_CLOEXEC)
+	}
+	if err == nil { // whoever runs the tests may have left us more
+		err = unix.CloseRange(uint(gap+2), math.MaxInt32, 0)
+	}
+	for err == nil {
+		if err = unix.Dup3(0, gap, unix.O_CLOEXEC); err == nil {
+			err = unix.Close(gap)
+		}
+	}
+	fmt.Println(err)
+	return 1
 }
 
 func TestHoldersLeakNothing(t *testing.T) {
