@@ -5,7 +5,9 @@ package descriptor
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"syscall"
 )
 
 // Supported tells whether this system passes descriptors by number.
@@ -24,3 +26,6 @@ func Close(int) error { return errUnsupported }
 
 // Look is unsupported.
 func Look(int) (Socket, error) { return Socket{}, errUnsupported }
+
+// Duplicate is unsupported.
+func Duplicate(syscall.Conn, string) (*os.File, error) { return nil, errUnsupported }

@@ -1,0 +1,180 @@
+package reload
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// How a process hands over to the next version, in the words of both:
+//
+// The old process starts the new one by the protocol of github.com/cloudflare/tableflip v1.2.3: TABLEFLIP_HAS_PARENT_7DIU3 in
+// the environment; descriptor 3 is a pipe on which the new process writes one byte, 42, when it is ready; descriptor 4 one
+// from which it reads the names of the descriptors from 5 on (encoding/gob, a list of three strings each), and whose end
+// tells it that the old process has ended. All names are of tableflip's kind "fd"; the second string is a label as JSON.
+//
+// One of the descriptors, labelled "control", is a stream socket between the two. On it go messages, one JSON object a line:
+//
+//	old -> new  {"do":"hello","version":1}  written before the new process starts
+//	new -> old  the byte 42: it accepts connections, and could take charge
+//	old         tells systemd the new MAINPID, and waits until systemd has seen that
+//	old -> new  {"do":"lead"}               from now on the new process owns records, lock files and socket files
+//	new         writes records and PID file, tells systemd READY=1
+//	new -> old  {"do":"lead"}               it does; now the old one can drain
+//	either way  {"do":"upgrade"}            somebody asked the old process for one more upgrade: it is the new one's to do
+//
+// Where the new process ends before "lead", or anything else goes wrong, nothing has changed. Where the old process ends
+// before "lead", the control socket ends, and the new process leads. What a process does not know it ignores.
+
+// protocol is the version of all that.
+const protocol = 1
+
+// A label says what a descriptor that is handed on is. Exactly one of Socket, File and Stream is set, or Control.
+type label struct {
+	Socket  *identity `json:"socket,omitempty"`
+	File    string    `json:"file,omitempty"`   // name given to KeepFile
+	Stream  string    `json:"stream,omitempty"` // what becomes standard output or error: see output.go
+	Of      int       `json:"of,omitempty"`     // of which descriptor, for Stream: 1 or 2
+	Control bool      `json:"control,omitempty"`
+}
+
+// An identity is what a socket is asked for by.
+type identity struct {
+	Packet  bool   `json:"packet,omitempty"`
+	Name    string `json:"name,omitempty"`
+	Network string `json:"network"`
+	Address string `json:"address"`         // as asked for
+	Order   int    `json:"order,omitempty"` // among those alike, which only sockets without a fixed address can be
+
+	File *socketFile `json:"file,omitempty"` // of a Unix socket that this program bound, and has to remove
+}
+
+// same tells whether two are asked for alike, up to their order.
+func (i identity) same(j identity) bool {
+	return i.Packet == j.Packet && i.Name == j.Name && i.Network == j.Network && i.Address == j.Address
+}
+
+func (i identity) String() string {
+	text := i.Network + " " + i.Address
+	if i.Name != "" {
+		text = i.Name + " (" + text + ")"
+	}
+	return text
+}
+
+// notFixed tells whether each bind of the address gives another one: port 0, or a Unix socket without a name.
+func (i identity) notFixed() bool {
+	if strings.HasPrefix(i.Network, "unix") {
+		return i.Address == "" || i.Address == "@"
+	}
+	_, port, err := net.SplitHostPort(i.Address)
+	return err == nil && (port == "" || strings.Trim(port, "0") == "")
+}
+
+// isObtained tells whether the address that a socket has is the one that is asked for, spelled out: a new version may
+// ask for it by another name or in another spelling, and could not bind it as long as it is open.
+func (i identity) isObtained(address string) bool {
+	if i.notFixed() || address == "" {
+		return false
+	}
+	if strings.HasPrefix(i.Network, "unix") {
+		return address == i.Address
+	}
+	wanted, ok := canonical(i.Address)
+	have, known := canonical(address)
+	return ok && known && wanted == have
+}
+
+// canonical is the address with its wildcards alike and IPv4 in its own notation; names are not resolved.
+func canonical(address string) (netip.AddrPort, bool) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	if host == "" {
+		host = "::"
+	}
+	addr, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	if err != nil {
+		return netip.AddrPort{}, false
+	}
+	ip := addr.Addr().Unmap()
+	if ip.IsUnspecified() {
+		ip = netip.IPv6Unspecified()
+	}
+	return netip.AddrPortFrom(ip, addr.Port()), true
+}
+
+func (l label) encode() string {
+	text, err := json.Marshal(l)
+	if err != nil {
+		panic(err) // strings, numbers and truths always can
+	}
+	return string(text)
+}
+
+// parseLabel reads the name of a file as tableflip gives it: "fd:" + label + ":".
+func parseLabel(name string) (label, error) {
+	text, ok := strings.CutPrefix(name, "fd:")
+	if !ok {
+		return label{}, fmt.Errorf("the descriptor %.80q is not from this package", name)
+	}
+	var l label
+	if err := json.Unmarshal([]byte(strings.TrimSuffix(text, ":")), &l); err != nil {
+		return label{}, fmt.Errorf("the descriptor %.80q has no label of this package: %w", name, err)
+	}
+	kinds := 0
+	for _, is := range []bool{l.Socket != nil, l.File != "", l.Stream != "", l.Control} {
+		if is {
+			kinds++
+		}
+	}
+	switch {
+	case kinds != 1:
+		return label{}, fmt.Errorf("the descriptor %.80q is of %d kinds", name, kinds)
+	case l.Socket != nil && (l.Socket.Network == "" || l.Socket.Order < 0):
+		return label{}, fmt.Errorf("the descriptor %.80q is a socket without a network", name)
+	case l.Stream != "" && l.Of != 1 && l.Of != 2:
+		return label{}, fmt.Errorf("the descriptor %.80q is a stream of %d", name, l.Of)
+	}
+	return l, nil
+}
+
+// A message goes over the control socket.
+type message struct {
+	Do      string `json:"do"`
+	Version int    `json:"version,omitempty"`
+
+	Supervised bool   `json:"supervised,omitempty"` // hello: the other side is a supervisor, and stays
+	Sibling    bool   `json:"sibling,omitempty"`    // hello: the new process is a child of systemd, as the old one is
+	Again      bool   `json:"again,omitempty"`      // lead: an upgrade was asked for meanwhile
+	Label      *label `json:"label,omitempty"`      // keep, forget
+	Error      string `json:"error,omitempty"`      // upgraded
+}
+
+// What messages ask for.
+const (
+	doHello    = "hello"
+	doLead     = "lead"     // old to new: take charge
+	doUpgrade  = "upgrade"  // start the next version
+	doKeep     = "keep"     // to a supervisor: a descriptor that the next process is to have
+	doForget   = "forget"   // to a supervisor: not any more
+	doUpgraded = "upgraded" // from a supervisor: how the upgrade went that was asked for
+	doRetire   = "retire"   // from a supervisor: another process leads now
+)
+
+// maxMessage bounds a line on the control socket; an address has at most 4 KiB.
+const maxMessage = 64 << 10
+
+var errMessage = errors.New("the other process speaks another protocol")
+
+func parseMessage(line []byte) (message, error) {
+	var m message
+	if err := json.Unmarshal(line, &m); err != nil {
+		return message{}, fmt.Errorf("%w: %.80q", errMessage, line)
+	}
+	return m, nil
+}

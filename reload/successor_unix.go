@@ -1,0 +1,231 @@
+//go:build unix
+
+package reload
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-go/berth/internal/proc"
+)
+
+// A passed is a descriptor that goes to a new process.
+type passed struct {
+	label label
+	file  *os.File
+}
+
+func closePassed(files []passed) {
+	for _, f := range files {
+		_ = f.file.Close()
+	}
+}
+
+// A successor is a process that was started to go on with the sockets.
+type successor struct {
+	*channel
+	cmd     *exec.Cmd
+	pid     int
+	ready   chan struct{} // closed when it has said that it is ready
+	led     chan struct{} // closed when it has said that it leads
+	gone    chan struct{} // closed when it has ended
+	exit    error         // how it ended; once gone is closed
+	capture *capture
+
+	// The successor reads the other end, and takes its end for that of this process: nothing else closes it.
+	lifeline *os.File
+
+	mu    sync.Mutex
+	alone bool // it leads, and what it has started is its own affair
+	over  bool // its process group may be another's
+}
+
+// launch starts cmd and takes over files. The new process leads a process group of its own, so that whatever it starts
+// can be ended with it. Messages other than that it leads go to hear.
+func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os.File)) (_ *successor, err error) {
+	var closing []interface{ Close() error } // what only the new process needs
+	defer func() {
+		for _, c := range closing {
+			_ = c.Close()
+		}
+		closePassed(files)
+	}()
+	s := &successor{cmd: cmd, ready: make(chan struct{}), led: make(chan struct{}), gone: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
+
+	if s.capture, err = newCapture(); err != nil {
+		return nil, err
+	}
+	outputs, err := s.capture.files()
+	if err != nil {
+		s.capture.close()
+		return nil, err
+	}
+	files = append(files, outputs...)
+	var control *os.File
+	if s.channel, control, err = newChannel(); err != nil {
+		s.capture.close()
+		return nil, err
+	}
+	files = append(files, passed{label{Control: true}, control})
+	readyReader, readyWriter, err := os.Pipe()
+	if err != nil {
+		s.capture.close()
+		return nil, err
+	}
+	closing = append(closing, readyWriter)
+	namesReader, namesWriter, err := os.Pipe()
+	if err != nil {
+		s.capture.close()
+		_ = readyReader.Close()
+		return nil, err
+	}
+	closing = append(closing, namesReader)
+	s.lifeline = namesWriter
+
+	err = writeNames(namesWriter, files)
+	if err == nil {
+		hello.Do, hello.Version = doHello, protocol
+		err = s.send(hello, nil)
+	}
+	if err == nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = s.capture.of(0), s.capture.of(1), s.capture.of(2)
+		cmd.ExtraFiles = []*os.File{readyWriter, namesReader}
+		for _, f := range files {
+			cmd.ExtraFiles = append(cmd.ExtraFiles, f.file)
+		}
+		if cmd.SysProcAttr == nil {
+			cmd.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		cmd.SysProcAttr.Setpgid = true
+		if hello.Sibling {
+			beSibling(cmd.SysProcAttr)
+		}
+		err = cmd.Start()
+	}
+	if err != nil {
+		s.capture.close()
+		_ = readyReader.Close()
+		return nil, err
+	}
+	s.pid = cmd.Process.Pid
+	s.capture.start()
+	go s.awaitReady(readyReader)
+	go s.awaitEnd()
+	go s.listen(hear)
+	return s, nil
+}
+
+// writeNames writes what tableflip's side reads first. It has to fit into the pipe, since nobody reads yet: else a parent
+// that dies would leave a child with sockets that it does not know.
+func writeNames(pipe *os.File, files []passed) error {
+	var names [][]string
+	for _, f := range files {
+		names = append(names, []string{"fd", f.label.encode(), ""})
+	}
+	if err := pipe.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	err := gob.NewEncoder(pipe).Encode(names)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("the names of %d sockets and files do not fit into a pipe", len(files))
+	}
+	return err
+}
+
+func (s *successor) awaitReady(pipe *os.File) {
+	defer pipe.Close()
+	const ready = 42 // tableflip's
+	var b [1]byte
+	if n, _ := pipe.Read(b[:]); n == 1 && b[0] == ready {
+		close(s.ready)
+	}
+}
+
+// listen hears what the process says, until it has ended.
+func (s *successor) listen(hear func(message, *os.File)) {
+	leads := false
+	for {
+		m, file, err := s.receive()
+		switch {
+		case err != nil:
+			return
+		case m.Do == doLead && !leads:
+			leads = true
+			close(s.led)
+		case hear != nil:
+			hear(m, file)
+		case file != nil:
+			_ = file.Close()
+		}
+	}
+}
+
+// awaitEnd sees the end of the process before it is reaped, as long as its process group cannot be another's.
+func (s *successor) awaitEnd() {
+	if handle, err := proc.Open(s.pid); err == nil {
+		_ = handle.Wait(context.Background())
+		_ = handle.Close()
+	}
+	s.mu.Lock()
+	if !s.alone {
+		s.killLocked()
+	}
+	s.over = true
+	s.mu.Unlock()
+	if s.exit = s.cmd.Wait(); errors.Is(s.exit, syscall.ECHILD) {
+		s.exit = errNotOurs
+	}
+	s.capture.finish()
+	close(s.gone)
+}
+
+// lead tells the process to take charge.
+func (s *successor) lead(again bool) error {
+	return s.send(message{Do: doLead, Again: again}, nil)
+}
+
+// letGo leaves the process alone: it leads.
+func (s *successor) letGo() {
+	s.capture.leave()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.alone = true
+}
+
+// kill ends the process, with all that it has started, and returns when it has ended.
+func (s *successor) kill() {
+	s.mu.Lock()
+	s.alone = false
+	s.killLocked()
+	s.mu.Unlock()
+	<-s.gone
+}
+
+func (s *successor) killLocked() {
+	if !s.over {
+		_ = syscall.Kill(-s.pid, syscall.SIGKILL) // it fails where nobody is left
+	}
+}
+
+// release closes what connects this process with one that has ended, or did not start.
+func (s *successor) release() {
+	_ = s.channel.close()
+	if s.lifeline != nil {
+		_ = s.lifeline.Close()
+	}
+}
+
+// lines are the last ones that it wrote.
+func (s *successor) lines() []string { return s.capture.tail.lines() }
