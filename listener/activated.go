@@ -2,22 +2,20 @@ package listener
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/berth-go/berth/activation"
+	"github.com/berth-go/berth/internal/storename"
 )
 
-// systemd is the Source of a Config that names none: what was passed to this process, and what an earlier run of the
-// service stored (Config.Store).
+// systemd is the Source of a Config that names none, or an activation.Set: what was passed to this process, and what an
+// earlier run of the service stored (Config.Store).
 type systemd struct {
 	set       *activation.Set
 	byAddress bool // the name says nothing
@@ -57,7 +55,7 @@ func (s systemd) stored(name, network, address string) string {
 	if !storedAny() {
 		return address
 	}
-	if key := storeName(name, network, address); s.has(func(other string) bool { return other == key }) {
+	if key := storename.For(name, network, address); s.has(func(other string) bool { return other == key }) {
 		return "fd:" + key
 	}
 	return address
@@ -66,7 +64,7 @@ func (s systemd) stored(name, network, address string) string {
 // storedAny tells whether an earlier run stored anything: most did not, and then nothing has to be looked up.
 var storedAny = sync.OnceValue(func() bool {
 	set, _ := activation.FromEnv() // without an error: there is a systemd
-	return systemd{set: set}.has(func(name string) bool { return strings.HasPrefix(name, storePrefix) })
+	return systemd{set: set}.has(func(name string) bool { return strings.HasPrefix(name, storename.Prefix) })
 })
 
 // has tells whether a socket that nobody took yet has such a name.
@@ -74,27 +72,9 @@ func (s systemd) has(match func(name string) bool) bool {
 	return slices.ContainsFunc(s.set.Unused(), func(socket activation.Socket) bool { return match(socket.Name) })
 }
 
-// storePrefix begins the names in systemd's descriptor store that this package gives.
-const storePrefix = "berth "
-
-// storeName is the name of a listener in systemd's descriptor store: by what it was asked for, since that is what the
-// next run knows. systemd takes 255 printable ASCII characters without a colon.
-func storeName(name, network, address string) string {
-	const limit = 255
-	key := storePrefix + url.QueryEscape(name) + " " + network + " " + url.QueryEscape(address)
-	if len(key) > limit {
-		sum := sha256.Sum256([]byte(key))
-		key = key[:limit-2*len(sum)] + hex.EncodeToString(sum[:])
-	}
-	return key
-}
-
 // store keeps a socket that was bound for the next run of the service.
 func (a *attempt[S]) store(ctx context.Context, socket S) (stored bool) {
-	if !a.config.Store {
-		return false
-	}
-	if err := activation.Store(storeName(a.config.Name, a.network, a.requested), socket); err != nil {
+	if err := activation.Store(storename.For(a.config.Name, a.network, a.requested), socket); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "the socket does not survive a restart of the service", slog.Any("error", err))
 		return false
 	}
@@ -105,12 +85,11 @@ func (a *attempt[S]) store(ctx context.Context, socket S) (stored bool) {
 // program is the usual mistake, and without a word the program would just bind another.
 var unclaimed sync.Once
 
-func (a *attempt[S]) warnUnclaimed(ctx context.Context, source Source) {
-	own, ok := source.(systemd)
-	if !ok || !a.log.Enabled(ctx, slog.LevelWarn) {
+func (a *attempt[S]) warnUnclaimed(ctx context.Context, set *activation.Set) {
+	if set == nil || !a.log.Enabled(ctx, slog.LevelWarn) {
 		return
 	}
-	unused := own.set.Unused()
+	unused := set.Unused()
 	if len(unused) == 0 {
 		return
 	}

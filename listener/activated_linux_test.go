@@ -125,18 +125,21 @@ func dialOnceListening(t testing.TB, address string) net.Conn {
 func TestActivatedWhereAMatchingSocketWasPassed(t *testing.T) {
 	for _, test := range []struct {
 		do, requested string // requested: what the program asks for, PORT stands for the port that is passed
+		set           bool   // named among the Sources
 		want          string
 	}{
-		{"take", "127.0.0.1:PORT", "took activated 127.0.0.1:PORT"},
-		{"take", "localhost:PORT", "took activated 127.0.0.1:PORT"},
-		{"take", "fd:3", "took activated 127.0.0.1:PORT"},
-		{"take", "fd:web", "took activated 127.0.0.1:PORT"},
-		{"bare", "127.0.0.1:PORT", "took *net.TCPListener 127.0.0.1:PORT"},
-		{"bare", "fd:web", "took *net.TCPListener 127.0.0.1:PORT"},
+		{"take", "127.0.0.1:PORT", false, "took activated 127.0.0.1:PORT"},
+		{"take", "127.0.0.1:PORT", true, "took activated 127.0.0.1:PORT"},
+		{"take", "localhost:PORT", false, "took activated 127.0.0.1:PORT"},
+		{"take", "fd:3", false, "took activated 127.0.0.1:PORT"},
+		{"take", "fd:web", false, "took activated 127.0.0.1:PORT"},
+		{"take", "fd:web", true, "took activated 127.0.0.1:PORT"},
+		{"bare", "127.0.0.1:PORT", false, "took *net.TCPListener 127.0.0.1:PORT"},
+		{"bare", "fd:web", false, "took *net.TCPListener 127.0.0.1:PORT"},
 	} {
-		t.Run(test.do+" "+test.requested, func(t *testing.T) {
+		t.Run(fmt.Sprint(test.do, " ", test.requested, " ", test.set), func(t *testing.T) {
 			port := freePort(t)
-			r := role{Do: test.do, Network: "tcp", Address: strings.ReplaceAll(test.requested, "PORT", port), StateDir: t.TempDir(), Log: true}
+			r := role{Do: test.do, Network: "tcp", Address: strings.ReplaceAll(test.requested, "PORT", port), StateDir: t.TempDir(), Log: true, Set: test.set}
 			p := socketActivate(t, r, "-l", "127.0.0.1:"+port, "--fdname=web")
 			conn := dialOnceListening(t, "127.0.0.1:"+port)
 			line, _ := p.line(t)
@@ -155,19 +158,21 @@ func TestActivatedWhereAMatchingSocketWasPassed(t *testing.T) {
 }
 
 func TestAMismatchBetweenUnitAndProgramIsLoggedOnce(t *testing.T) {
-	port := freePort(t)
-	r := role{Do: "take", Network: "tcp", Address: "127.0.0.1:0 127.0.0.1:0", StateDir: t.TempDir(), Log: true, Name: "api"}
-	p := socketActivate(t, r, "-l", "127.0.0.1:"+port)
-	dialOnceListening(t, "127.0.0.1:"+port)
-	for range 2 {
-		line, _ := p.line(t)
-		require.Contains(t, line, "took bound")
-	}
-	p.ready(t)
-	log := p.logged(t, 2)
-	require.Equal(t, 1, strings.Count(log, "none of the sockets that systemd passed and nobody took yet is the one asked for"), log)
-	for _, part := range []string{"requested=127.0.0.1:0", "name=api", "descriptor 3", "tcp 127.0.0.1:" + port} {
-		require.Contains(t, log, part)
+	for _, named := range []bool{false, true} {
+		port := freePort(t)
+		r := role{Do: "take", Network: "tcp", Address: "127.0.0.1:0 127.0.0.1:0", StateDir: t.TempDir(), Log: true, Name: "api", Set: named}
+		p := socketActivate(t, r, "-l", "127.0.0.1:"+port)
+		dialOnceListening(t, "127.0.0.1:"+port)
+		for range 2 {
+			line, _ := p.line(t)
+			require.Contains(t, line, "took bound")
+		}
+		p.ready(t)
+		log := p.logged(t, 2)
+		require.Equal(t, 1, strings.Count(log, "none of the sockets that systemd passed and nobody took yet is the one asked for"), log)
+		for _, part := range []string{"requested=127.0.0.1:0", "name=api", "descriptor 3", "tcp 127.0.0.1:" + port} {
+			require.Contains(t, log, part)
+		}
 	}
 }
 
@@ -180,8 +185,10 @@ func TestALyingEnvironmentIsAnError(t *testing.T) {
 		require.Contains(t, text, "listen tcp: ")
 		require.Contains(t, text, "LISTEN_FDS=1 announces descriptor 3")
 	}
-	p := play(t, role{Do: "take", Network: "tcp", Address: "fd:web"})
-	require.Contains(t, p.failed(t), "fd:web: no sockets were passed")
+	for _, named := range []bool{false, true} {
+		p := play(t, role{Do: "take", Network: "tcp", Address: "fd:web", Set: named})
+		require.Contains(t, p.failed(t), "fd:web: no sockets were passed")
+	}
 }
 
 // unit is a service that plays a role, with an address that systemctl restart has to keep.
@@ -202,7 +209,7 @@ func TestStoredListenersSurviveARestart(t *testing.T) {
 	path := filepath.Join(dir, "sock")
 	services := map[string]role{
 		"fallback": {Do: "service", Network: "tcp", Address: taken.Addr().String(), Strategy: "staging", Ranges: "0", Store: true},
-		"unix":     {Do: "service", Network: "unix", Address: path, Store: true, Name: "a name: with a colon"},
+		"unix":     {Do: "service", Network: "unix", Address: path, Store: true, Name: "a name: with a colon", Set: true},
 		"plain":    {Do: "service", Network: "tcp", Address: "127.0.0.1:0", Store: false},
 	}
 	units := map[string]string{}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/berth-go/berth/activation"
 	"github.com/berth-go/berth/internal/holder"
 	"github.com/berth-go/berth/internal/proc"
 	"github.com/berth-go/berth/internal/registry"
@@ -31,6 +32,7 @@ type attempt[S io.Closer] struct {
 	bind               func(ctx context.Context, network, address string) (S, error)
 	addrOf             func(S) net.Addr
 
+	lineage lineage // nil: none
 	log     *slog.Logger
 	begin   time.Time
 	history []strategy.Action
@@ -61,6 +63,7 @@ func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	a.origin.Requested = a.requested
+	a.lineage = lineageOf(a.config.Sources)
 
 	var err error
 	var socket S
@@ -77,9 +80,13 @@ func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
 	if a.from == fromBind {
 		h.file = ownSocketFile(socket, a.addrOf(socket))
 	}
-	h.lock = a.record(ctx, socket)
+	if a.lineage == nil {
+		h.lock = a.record(ctx, socket)
+	} else {
+		h.tenure = a.enter(ctx, socket)
+	}
 	if a.portFile != "" {
-		if h.removePortFile, err = writePortFile(a.portFile, []string{a.origin.Address}); err != nil {
+		if h.removePortFile, err = keepPortFile(ctx, a.lineage, a.log, a.portFile, []string{a.origin.Address}); err != nil {
 			return none, hold{}, a.discard(socket, &h, err)
 		}
 	}
@@ -97,12 +104,20 @@ func (a *attempt[S]) handOn(ctx context.Context, socket S, h *hold) error {
 		if !ok {
 			return a.discard(socket, h, unsupported("keep", a.addrOf(socket)))
 		}
+		if _, ok := source.(lineage); ok && (a.from != fromBind || a.config.Store && activation.Supervised()) {
+			conn = struct{ syscall.Conn }{conn} // the file of a Unix socket stays
+		}
 		if err := keeper.Keep(a.config.Name, a.network, a.requested, conn); err != nil {
 			return a.discard(socket, h, err)
 		}
 	}
-	if a.from == fromBind && a.store(ctx, socket) {
-		h.setUnlink(false)
+	if a.from == fromBind && a.config.Store {
+		later, file := context.WithoutCancel(ctx), h.file
+		h.tenure.onCharge(func() {
+			if a.store(later, socket) && file != nil {
+				file.keep.Store(true)
+			}
+		})
 	}
 	a.report(ctx)
 	return nil
@@ -138,9 +153,15 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 			sources = []Source{own}
 		}
 	}
+	var set *activation.Set
 	for i, source := range sources {
-		if source == nil {
+		switch s := source.(type) {
+		case nil:
 			continue
+		case systemd:
+			set = s.set
+		case *activation.Set:
+			set, source = s, systemd{s, a.byAddress}
 		}
 		socket, err := a.take(source, a.config.Name, a.network, a.requested)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -158,9 +179,7 @@ func (a *attempt[S]) obtain(ctx context.Context) (S, int, error) {
 		}
 		return socket, i, nil
 	}
-	if len(sources) > 0 && a.config.Sources == nil {
-		a.warnUnclaimed(ctx, sources[0])
-	}
+	a.warnUnclaimed(ctx, set)
 	socket, err := a.bind(ctx, a.network, a.requested)
 	if err == nil {
 		a.origin.Kind = Bound
@@ -388,40 +407,71 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 // record takes the lock and writes the record. A state directory that cannot be used never keeps a server from starting:
 // then there is no lock.
 func (a *attempt[S]) record(ctx context.Context, socket S) *registry.Lock {
-	lock, err := a.tryRecord(socket)
+	lock, err := a.tryRecord(ctx, socket)
 	if err != nil {
-		a.log.LogAttrs(ctx, slog.LevelWarn, "no lock and no record for this listener, so an earlier run is recognised by its program alone", slog.Any("error", err))
+		a.warn(ctx, unrecorded, err)
 	}
 	return lock
 }
 
-func (a *attempt[S]) tryRecord(socket S) (*registry.Lock, error) {
-	address := a.origin.Address
-	if _, ok := a.addrOf(socket).(*net.UnixAddr); ok {
-		address = holder.AbsolutePath(address)
+func (a *attempt[S]) tryRecord(ctx context.Context, socket S) (*registry.Lock, error) {
+	address := a.lockAddress(socket)
+	if _, err := a.takeLock(ctx, address); err != nil {
+		return nil, err
 	}
-	var err error
+	if err := a.lock.Write(a.newRecord(socket, address)); err != nil {
+		return nil, errors.Join(err, a.lock.Release())
+	}
+	return a.lock, nil
+}
+
+const unrecorded = "no lock and no record for this listener, so an earlier run is recognised by its program alone"
+
+func (a *attempt[S]) warn(ctx context.Context, message string, err error) {
+	a.log.LogAttrs(ctx, slog.LevelWarn, message, slog.Any("error", err))
+}
+
+// lockAddress is the address that lock and record are for.
+func (a *attempt[S]) lockAddress(socket S) string {
+	if _, ok := a.addrOf(socket).(*net.UnixAddr); ok {
+		return holder.AbsolutePath(a.origin.Address)
+	}
+	return a.origin.Address
+}
+
+// takeLock takes the lock: that of the parent where it came with the socket.
+func (a *attempt[S]) takeLock(ctx context.Context, address string) (adopted bool, err error) {
 	if a.records == nil {
 		if a.records, err = registry.Open(a.config.StateDir); err != nil {
-			return nil, err
+			return false, err
 		}
 	}
-	if a.lock == nil {
-		if a.lock, err = a.records.Lock(a.network, address); err != nil {
-			return nil, err
+	if a.lock != nil {
+		return false, nil
+	}
+	if a.lineage != nil {
+		file, err := a.lineage.TakeFile(registry.KeptAs(a.records.PathFor(a.network, address)))
+		if err == nil {
+			if a.lock, err = a.records.Adopt(a.network, address, file); err == nil {
+				return true, nil
+			}
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			a.warn(ctx, "the lock of the version before is of no use", err)
 		}
 	}
+	a.lock, err = a.records.Lock(a.network, address)
+	return false, err
+}
+
+func (a *attempt[S]) newRecord(socket S, address string) registry.Record {
 	self := proc.Self()
-	err = a.lock.Write(registry.Record{
+	return registry.Record{
 		PID: self.PID, Start: self.Start, Started: self.Started, Boot: proc.BootID(),
 		Executable: self.Executable, Main: proc.MainPackage(self.PID), Dir: self.Dir,
 		Name: a.config.Name, Network: a.network, Requested: a.requested, Address: address,
 		Inode: sockets.InodeOf(socket), Since: time.Now(), Origin: a.origin.Kind.String(),
-	})
-	if err != nil {
-		return nil, errors.Join(err, a.lock.Release())
 	}
-	return a.lock, nil
 }
 
 // logDecision says what was found and what is done about it.

@@ -25,6 +25,11 @@ type Config struct {
 	// Sources are asked in order for a socket that exists already; the first that has one wins over a bind. Nil means
 	// what systemd, or anybody who speaks its protocol, passed to this process (package activation); an address such as
 	// "fd:http" or "fd:3" takes exactly the one of that name or number. Empty and not nil means none.
+	//
+	// An [*activation.Set] here, nil or not, is what nil means: it also finds what was stored (Store), and a warning is
+	// logged where what systemd passed does not fit. So a program that is upgraded without a pause, under systemd or not,
+	// has both, its parent first: []Source{upgrader, set}. The upgrader of package reload also hands on lock, record and
+	// port file, which always belong to the version that is in charge; one that never comes to be leaves all of it alone.
 	Sources []Source
 
 	// Store keeps what was bound in systemd's descriptor store, so that it survives a restart of the service without a
@@ -49,7 +54,8 @@ type Config struct {
 	StateDir string
 
 	// PortFile, if not "", is written atomically with the address obtained, one a line, and removed on Close. Where it
-	// cannot be written, Listen fails.
+	// cannot be written, Listen fails. A new version that is not in charge yet (see Sources) writes it when it is, and
+	// logs a failure.
 	PortFile string
 
 	// Logger gets every decision: what was asked, found, decided and obtained. Debug for each attempt, Info for the
@@ -71,7 +77,9 @@ type Source interface {
 }
 
 // A Keeper is a [Source] that also hands on: it is given every socket that was obtained elsewhere, before Listen returns.
-// An error from it ends the attempt.
+// An error from it ends the attempt. The socket is that of package net, such as [*net.TCPListener]; its Close closes it for
+// the listener too. The upgrader of package reload gets a mere [syscall.Conn] where the file of a Unix socket is not this
+// program's to remove: another Source had the socket, or systemd stores it.
 type Keeper interface {
 	Keep(name, network, address string, socket syscall.Conn) error
 }
@@ -145,7 +153,7 @@ func (c *Config) ListenAll(ctx context.Context, network string, addresses ...str
 		opened, holds[i], obtained[i] = append(opened, ln), h, h.origin.Address
 	}
 	if c.PortFile != "" && len(opened) > 0 {
-		remove, err := writePortFile(c.PortFile, obtained)
+		remove, err := keepPortFile(ctx, attempts[0].lineage, attempts[0].log, c.PortFile, obtained)
 		if err != nil {
 			closeAll()
 			return nil, &net.OpError{Op: "listen", Net: network, Err: &Error{Requested: addresses[0], Cause: err}}

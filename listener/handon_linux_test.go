@@ -66,14 +66,16 @@ func TestAKeeperGetsNothingOfWhatFails(t *testing.T) {
 
 // One name for several addresses tells none of them: the socket of the one is not the other's.
 func TestListenAllMatchesPassedSocketsByAddress(t *testing.T) {
-	passed, other := freePort(t), freePort(t)
-	r := role{Do: "all", Network: "tcp", Address: "127.0.0.1:" + other + " 127.0.0.1:" + passed, StateDir: t.TempDir(), Name: "web"}
-	p := socketActivate(t, r, "-l", "127.0.0.1:"+passed, "--fdname=web")
-	dialOnceListening(t, "127.0.0.1:"+passed)
-	line, _ := p.line(t)
-	require.Equal(t, "took bound 127.0.0.1:"+other, line)
-	line, _ = p.line(t)
-	require.Equal(t, "took activated 127.0.0.1:"+passed, line)
+	for _, named := range []bool{false, true} {
+		passed, other := freePort(t), freePort(t)
+		r := role{Do: "all", Network: "tcp", Address: "127.0.0.1:" + other + " 127.0.0.1:" + passed, StateDir: t.TempDir(), Name: "web", Set: named}
+		p := socketActivate(t, r, "-l", "127.0.0.1:"+passed, "--fdname=web")
+		dialOnceListening(t, "127.0.0.1:"+passed)
+		line, _ := p.line(t)
+		require.Equal(t, "took bound 127.0.0.1:"+other, line)
+		line, _ = p.line(t)
+		require.Equal(t, "took activated 127.0.0.1:"+passed, line)
+	}
 }
 
 func TestRelativeStateDirSurvivesChdir(t *testing.T) {

@@ -11,24 +11,30 @@ import (
 // hold is what a socket has outside of itself.
 type hold struct {
 	origin         Origin
-	removePortFile func() error   // nil: there is none
-	file           *socketFile    // nil: none that is ours to remove
-	lock           *registry.Lock // nil: none
+	removePortFile func(elsewhere bool) error // nil: there is none
+	file           *socketFile                // nil: none that is ours to remove
+	lock           *registry.Lock             // nil: none, or tenure has it
+	tenure         *tenure                    // nil: no lineage
 }
 
 // close closes the socket and releases the rest. The files that lead to the socket go before it, so that who binds the
-// address next keeps its own. Lock and record go after it: as long as the address is taken they say by whom.
+// address next keeps its own. Lock and record go after it: as long as the address is taken they say by whom. What another
+// process of the lineage has by then stays.
 func (h *hold) close(socket func() error) error {
+	elsewhere := h.tenure.end()
 	var errs []error
 	if h.removePortFile != nil {
-		errs = append(errs, h.removePortFile())
+		errs = append(errs, h.removePortFile(elsewhere))
 	}
-	if h.file != nil {
+	if h.file != nil && !elsewhere {
 		errs = append(errs, h.file.remove())
 	}
 	errs = append(errs, socket())
 	if h.lock != nil {
 		errs = append(errs, h.lock.Release())
+	}
+	if h.tenure != nil {
+		errs = append(errs, h.tenure.release(elsewhere))
 	}
 	return errors.Join(errs...)
 }

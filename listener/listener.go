@@ -93,8 +93,9 @@ func newListener(base net.Listener, middleware []Middleware, h hold) *Listener {
 // Accept waits for the next connection. After Close it gives [net.ErrClosed].
 func (l *Listener) Accept() (net.Conn, error) { return l.accepting.Accept() }
 
-// Close stops listening and releases lock, record, port file and Unix socket file. It does not touch connections that
-// were accepted. Called again, it repeats its first result.
+// Close stops listening and releases lock, record, port file and Unix socket file; once a new version of the program has
+// taken over (package reload), they are left to that. It does not touch connections that were accepted. Called again, it
+// repeats its first result.
 func (l *Listener) Close() error { return l.close() }
 
 // Addr is the address that was obtained, as the kernel reports it.

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/berth-go/berth/activation"
 	"github.com/berth-go/berth/internal/testneed"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/strategy"
@@ -46,6 +47,8 @@ type role struct {
 	Barrier  string   // Unix socket that is dialled before the listening starts, which its closing releases
 	Child    []string // a command that is started once listening, with the listening socket as its descriptor 3
 	Log      bool     // decision log to stderr
+	Set      bool     // the sources are named: one that has nothing, and what systemd passed
+	Control  string   // Unix socket by which a "kin" gets its orders
 }
 
 const roleVariable = "BERTH_TEST_ROLE"
@@ -101,6 +104,13 @@ func (r role) config() (*listener.Config, error) {
 		return nil, err
 	}
 	cfg := &listener.Config{Strategy: s, Name: r.Name, StateDir: r.StateDir, PortFile: r.PortFile, Store: r.Store}
+	if r.Set {
+		set, err := activation.FromEnv()
+		if err != nil {
+			return nil, err
+		}
+		cfg.Sources = []listener.Source{&source{take: nothing}, set}
+	}
 	if r.Log {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

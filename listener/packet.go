@@ -33,7 +33,8 @@ func newPacketConn(base net.PacketConn, h hold) *PacketConn {
 	return c
 }
 
-// Close releases the address, lock, record, port file and Unix socket file. Called again, it repeats its first result.
+// Close releases the address, lock, record, port file and Unix socket file, as [Listener.Close] does. Called again, it
+// repeats its first result.
 func (c *PacketConn) Close() error { return c.close() }
 
 // Origin tells how the connection came by its address.

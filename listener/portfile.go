@@ -68,12 +68,12 @@ func removeSame(path string, info fs.FileInfo) error {
 }
 
 // afterCalls is a function that does nothing until it was called n times; the last call is release.
-func afterCalls(n int, release func() error) func() error {
+func afterCalls(n int, release func(elsewhere bool) error) func(elsewhere bool) error {
 	var calls atomic.Int64
-	return func() error {
+	return func(elsewhere bool) error {
 		if calls.Add(1) < int64(n) {
 			return nil
 		}
-		return release()
+		return release(elsewhere)
 	}
 }

@@ -20,19 +20,26 @@ func ownedBy(info fs.FileInfo, uid int) bool {
 	return ok && int(stat.Uid) == uid
 }
 
-// write replaces the size bytes in the locked file. Package os would try to register the file in the network poller, which
+// verify fails where the descriptor is not of that file. The size is that of the file now.
+func verify(fd int, file fs.FileInfo) (size int64, err error) {
+	var opened syscall.Stat_t
+	if err := syscall.Fstat(fd, &opened); err != nil {
+		return 0, err
+	}
+	if want, ok := file.Sys().(*syscall.Stat_t); !ok || opened.Dev != want.Dev || opened.Ino != want.Ino {
+		return 0, errReplaced
+	}
+	return opened.Size, nil
+}
+
+// write replaces what is in the locked file. Package os would try to register the file in the network poller, which
 // takes five system calls and never succeeds for a regular file.
-func write(path string, locked fs.FileInfo, text []byte, size int64) (err error) {
+func write(path string, locked fs.FileInfo, text []byte) (err error) {
 	fd, err := syscall.Open(path, syscall.O_WRONLY|syscall.O_CLOEXEC|noFollow|nonBlock, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	var opened syscall.Stat_t
-	was, ok := locked.Sys().(*syscall.Stat_t)
-	err = syscall.Fstat(fd, &opened)
-	if err == nil && (!ok || opened.Dev != was.Dev || opened.Ino != was.Ino) {
-		err = errReplaced
-	}
+	size, err := verify(fd, locked)
 	n := 0
 	if err == nil {
 		n, err = syscall.Pwrite(fd, text, recordOffset)

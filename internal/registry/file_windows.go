@@ -20,8 +20,8 @@ const (
 // The directory for temporary files is the user's own, protected by its access control list.
 func ownedBy(fs.FileInfo, int) bool { return true }
 
-// write replaces the size bytes in the locked file.
-func write(path string, locked fs.FileInfo, text []byte, _ int64) error {
+// write replaces what is in the locked file.
+func write(path string, locked fs.FileInfo, text []byte) error {
 	file, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -209,20 +210,27 @@ func trusted(info fs.FileInfo) error {
 // Path is the directory's path.
 func (d *Dir) Path() string { return d.path }
 
-var errReplaced = errors.New("it was replaced by another file")
+// PathFor is the path of the file for an address as the kernel reports it, whether there is one or not.
+func (d *Dir) PathFor(network, address string) string {
+	return filepath.Join(d.path, fileName(network, address))
+}
 
-// A Lock is held until Release, or until the process ends.
+var errReplaced = errors.New("it was removed, or replaced by another file")
+
+// A Lock is held until Release, or until the last process ends that has part in it. Its methods may be called
+// concurrently.
 type Lock struct {
 	path string
-	lock *flock.Flock
 	file fs.FileInfo // the locked one
-	size int64       // of what is in it
+
+	mu   sync.Mutex
+	lock interface{ Unlock() error } // *flock.Flock or *adopted; nil once it is given up
 }
 
 // Lock takes the lock for an address without waiting for another listener: where one has it, the error is [ErrHeld].
 // The record in the file stays as it is until Write.
 func (d *Dir) Lock(network, address string) (*Lock, error) {
-	path := filepath.Join(d.path, fileName(network, address))
+	path := d.PathFor(network, address)
 	// A reader that checks for staleness holds the lock for microseconds, and a file may be removed between open and
 	// lock. Neither lasts, unless the machine is so busy that the reader has to wait for a processor.
 	const patience = 200 * time.Millisecond
@@ -236,14 +244,13 @@ func (d *Dir) Lock(network, address string) (*Lock, error) {
 		}
 		if locked {
 			info, err := lock.Stat()
-			if err == nil && !info.Mode().IsRegular() {
-				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errNotRegular), lock.Unlock())
-			}
-			if err == nil && !ownedBy(info, os.Geteuid()) {
-				return nil, errors.Join(fmt.Errorf("lock %s: %w", path, errForeign), lock.Unlock())
-			}
-			if err == nil && isNamed(info, path) {
-				return &Lock{path, lock, info, info.Size()}, nil
+			if err == nil {
+				if err := usable(info); err != nil {
+					return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Unlock())
+				}
+				if isNamed(info, path) {
+					return &Lock{path: path, file: info, lock: lock}, nil
+				}
 			}
 			_ = lock.Unlock() // of a file that is gone: nothing to report
 			continue
@@ -254,6 +261,17 @@ func (d *Dir) Lock(network, address string) (*Lock, error) {
 		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+}
+
+// usable tells what is wrong with a file that should be a lock and a record.
+func usable(info fs.FileInfo) error {
+	switch {
+	case !info.Mode().IsRegular():
+		return errNotRegular
+	case !ownedBy(info, os.Geteuid()):
+		return errForeign
+	}
+	return nil
 }
 
 // held tells whether somebody has the exclusive lock, in contrast to readers with a shared one.
@@ -275,8 +293,17 @@ func isNamed(locked fs.FileInfo, path string) bool {
 	return err == nil && os.SameFile(locked, named)
 }
 
-// Write puts the record into the locked file. A reader may see half of it; then it takes it for damaged.
+// Path is that of the locked file.
+func (l *Lock) Path() string { return l.path }
+
+// Write puts the record into the locked file. A reader may see half of it; then it takes it for damaged. After Release
+// or Leave the error is fs.ErrClosed.
 func (l *Lock) Write(rec Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lock == nil {
+		return l.closed()
+	}
 	rec.Version = version
 	text, err := json.Marshal(rec)
 	if err != nil {
@@ -284,23 +311,32 @@ func (l *Lock) Write(rec Record) error {
 	}
 	text = append(text, '\n')
 	// gofrs/flock keeps its descriptor to itself, so the file is opened once more.
-	if err := write(l.path, l.file, text, l.size); err != nil {
+	if err := write(l.path, l.file, text); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
-	l.size = int64(len(text))
 	return nil
 }
 
-// Release removes the file and frees the lock. A file that somebody put in its place stays.
+func (l *Lock) closed() error { return fmt.Errorf("lock %s: %w", l.path, fs.ErrClosed) }
+
+// Release removes the file and frees the lock, for every process that has part in it. A file that somebody put in its
+// place stays. After Leave it does nothing.
 func (l *Lock) Release() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lock := l.lock
+	if lock == nil {
+		return nil
+	}
+	l.lock = nil
 	if removeLocked {
 		var removed error
 		if isNamed(l.file, l.path) {
 			removed = os.Remove(l.path)
 		}
-		return errors.Join(removed, l.lock.Unlock())
+		return errors.Join(removed, lock.Unlock())
 	}
-	err := l.lock.Unlock()
+	err := lock.Unlock()
 	_ = os.Remove(l.path) // it fails where somebody has the lock by now, and then the file is his
 	return err
 }
@@ -336,18 +372,14 @@ func (d *Dir) read(name string) (Entry, error) {
 	}
 	defer func() { _ = file.Close() }() // it was only read
 	info, err := file.Stat()
-	switch {
-	case err != nil:
-		entry.Err = err
-	case !info.Mode().IsRegular():
-		entry.Err = errNotRegular
-	case !ownedBy(info, os.Geteuid()):
-		entry.Err = errForeign
-	default:
-		entry.Record, entry.Err = parse(io.NewSectionReader(file, recordOffset, maxRecord))
+	if err == nil {
+		err = usable(info)
 	}
-	if entry.Err != nil {
-		entry.Err = fmt.Errorf("%s: %w", entry.Path, entry.Err)
+	if err == nil {
+		entry.Record, err = parse(io.NewSectionReader(file, recordOffset, maxRecord))
+	}
+	if err != nil {
+		entry.Err = fmt.Errorf("%s: %w", entry.Path, err)
 	}
 	return entry, nil
 }
