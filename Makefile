@@ -6,9 +6,10 @@ LINT := .tools/$(GOLANGCI)/golangci-lint
 
 .PHONY: test lint bench fuzz cross fmt
 
-# The nested module first, so that the library's own results come last.
+# The nested modules first, so that the library's own results come last.
 test:
 	cd benchmarks && go vet ./... && go test ./...
+	cd examples/grpc && go vet ./... && go test ./...
 	go test -race ./...
 
 # The import rules hold on every system; everything else is looked at on this one.

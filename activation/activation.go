@@ -50,19 +50,23 @@ var fromEnv = sync.OnceValues(func() (*Set, error) {
 		return nil, nil
 	}
 	announced, err := parseEnvironment(os.Getpid(), os.Getenv(variablePID), os.Getenv(variableFDs), os.Getenv(variableNames))
-	for _, name := range []string{variablePID, variableFDs, variableNames, variablePIDFD} {
+	first := firstFD
+	if text := os.Getenv(descriptor.PassedVariable); text != "" {
+		first, announced, err = parsePassed(text)
+	}
+	for _, name := range []string{variablePID, variableFDs, variableNames, variablePIDFD, descriptor.PassedVariable} {
 		_ = os.Unsetenv(name) // cannot fail for such a name
 	}
-	return adopt(announced, err)
+	return adopt(first, announced, err)
 })
 
 // maxPassed bounds the look at descriptors whose number only a lying environment can announce.
 const maxPassed = 1 << 16
 
-// adopt takes over the announced descriptors, or closes them all: where malformed says so, or one is not what it should
+// adopt takes over the announced descriptors, from the first on, or closes them all: where malformed says so, or one is not what it should
 // be. The Files of go-systemd's activation package would hand out whatever has the number, the descriptor of the Go
 // runtime's poller included, and takes a count that is no number for none.
-func adopt(announced plan, malformed error) (*Set, error) {
+func adopt(first int, announced plan, malformed error) (*Set, error) {
 	err := malformed
 	refuse := func(format string, args ...any) {
 		if err == nil {
@@ -72,7 +76,7 @@ func adopt(announced plan, malformed error) (*Set, error) {
 	var came []int
 	var sockets []*passed
 	for i := range min(announced.count, maxPassed) {
-		fd := firstFD + i
+		fd := first + i
 		ours, openErr := descriptor.Passed(fd)
 		switch {
 		case openErr != nil:

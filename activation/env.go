@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/berth-go/berth/internal/descriptor"
 )
 
 // The variables of sd_listen_fds(3). systemd 258 added the last; what it protects against, a recycled pid, needs a
@@ -67,6 +69,17 @@ func parseEnvironment(pid int, listenPID, listenFDs, listenNames string) (plan, 
 			variableNames, listenNames, plural(len(names), "name"), variableFDs, plural(count, "descriptor"), variableNames)
 	}
 	return plan{count: count, names: names}, nil
+}
+
+// parsePassed reads what a supervisor announces (reload.Supervise). Other descriptors come before, so it names the first.
+func parsePassed(text string) (first int, _ plan, err error) {
+	number, names, _ := strings.Cut(text, ":")
+	first, err = parseNumber(number, math.MaxInt32-maxPassed)
+	if err != nil || first < firstFD || names == "" {
+		return 0, plan{}, fmt.Errorf("activation: %s=%q is no number and names; leave it to the supervisor, or unset it", descriptor.PassedVariable, text)
+	}
+	all := strings.Split(names, ":")
+	return first, plan{count: len(all), names: all}, nil
 }
 
 // parseNumber takes digits only: the C library's and Go's parsers differ on signs and blanks.

@@ -15,7 +15,7 @@ import (
 const passedSockets = 20
 
 // activatedExperiment takes passed sockets over, by their addresses, in a process that has just started.
-var activatedExperiment = experiment{"Activated", "Listen on a socket that systemd passed, each of 20", func(l *lab) ([]row, error) {
+var activatedExperiment = experiment{name: "Activated", title: "Listen on a socket that systemd passed, each of 20", prepare: func(l *lab) ([]row, error) {
 	var files []*os.File
 	var addresses []string
 	for range passedSockets {

@@ -12,6 +12,7 @@ func BenchmarkPortToPID(b *testing.B) {
 }
 func BenchmarkReclaim(b *testing.B) { benchmark(b, reclaimExperiment) }
 func BenchmarkRace(b *testing.B)    { benchmark(b, raceExperiment) }
+func BenchmarkUpgrade(b *testing.B) { benchmark(b, upgradeExperiment) }
 
 func benchmark(b *testing.B, e experiment) {
 	l := &lab{scale: fullScale}

@@ -12,7 +12,7 @@ import (
 )
 
 // firstFreeExperiment is a fallback over a range of which all but the last port are taken.
-var firstFreeExperiment = experiment{"FirstFree", "The first free port of a range", func(l *lab) ([]row, error) {
+var firstFreeExperiment = experiment{name: "FirstFree", title: "The first free port of a range", prepare: func(l *lab) ([]row, error) {
 	first, err := l.portRow(l.busy+1, l.busy)
 	if err != nil {
 		return nil, err

@@ -19,9 +19,11 @@ type scale struct {
 	racers  int
 	ports   int // for which they race
 	seconds int // that a process of a crowd lives, should nobody end it
+
+	upgrades, peerUpgrades int // under load
 }
 
-var fullScale = scale{busy: 1000, crowds: [2]int{500, 3000}, racers: 200, ports: 300, seconds: 900}
+var fullScale = scale{busy: 1000, crowds: [2]int{500, 3000}, racers: 200, ports: 300, seconds: 900, upgrades: 1000, peerUpgrades: 50}
 
 // A lab is where experiments take place. Whatever they set up ends with it, the last first.
 type lab struct {

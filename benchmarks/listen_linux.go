@@ -11,7 +11,7 @@ import (
 )
 
 // listenExperiment is the price that every start pays: one free port, bound and closed.
-var listenExperiment = experiment{"Listen", "Listen and Close, a free port", func(l *lab) ([]row, error) {
+var listenExperiment = experiment{name: "Listen", title: "Listen and Close, a free port", prepare: func(l *lab) ([]row, error) {
 	port, err := l.freePort()
 	if err != nil {
 		return nil, err

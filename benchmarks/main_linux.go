@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 15, "rounds whose median is taken")
 	readme := flags.String("readme", "README.md", "file that gets the table between its markers; \"\" for none")
-	only := flags.String("only", "", "run one experiment alone and write no file: Listen, FirstFree, PortToPID, Reclaim, Race or Activated")
+	only := flags.String("only", "", "run one experiment alone and write no file: Listen, FirstFree, PortToPID, Reclaim, Race, Activated, Upgrade or Loss")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -47,11 +47,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if *only != "" && *only != e.name {
 			continue
 		}
-		results, err := e.run(ctx, fullScale, *rounds, func(r row) { fmt.Fprintf(stderr, "%s/%s\n", e.name, r.name) })
+		p, err := e.run(ctx, fullScale, *rounds, func(name string) { fmt.Fprintf(stderr, "%s/%s\n", e.name, name) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", e.name, err)
 		}
-		parts = append(parts, part{e.title, results})
+		parts = append(parts, p)
 	}
 	if len(parts) == 0 {
 		return fmt.Errorf("-only %s: there is no such experiment", *only)
@@ -66,22 +66,28 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return writeBetweenMarkers(*readme, text)
 }
 
-// run prepares the experiment in a lab of its own and measures its rows.
-func (e experiment) run(ctx context.Context, s scale, rounds int, begin func(row)) ([]result, error) {
+// run prepares the experiment in a lab of its own and measures its rows, or its table.
+func (e experiment) run(ctx context.Context, s scale, rounds int, begin func(name string)) (part, error) {
 	l := &lab{scale: s}
 	defer l.close()
+	p := part{title: e.title}
+	if e.table != nil {
+		begin("table")
+		var err error
+		p.table, err = e.table(ctx, l)
+		return p, err
+	}
 	rows, err := e.prepare(l)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
-	var results []result
 	for _, r := range rows {
-		begin(r)
+		begin(r.name)
 		measured, err := measure(ctx, r, rounds)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
-		results = append(results, measured)
+		p.results = append(p.results, measured)
 	}
-	return results, nil
+	return p, nil
 }

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 }
 
 // smallScale is large enough for every contestant to do its job, and to be checked by it.
-var smallScale = scale{busy: 40, crowds: [2]int{10, 20}, racers: 12, ports: 18, seconds: 60}
+var smallScale = scale{busy: 40, crowds: [2]int{10, 20}, racers: 12, ports: 18, seconds: 60, upgrades: 4, peerUpgrades: 2}
 
 // Every row runs, and each contestant finds the answer; see contestant.do. Afterwards nothing is left.
 func TestExperiments(t *testing.T) {
@@ -34,11 +34,15 @@ func TestExperiments(t *testing.T) {
 		t.Run(e.name, func(t *testing.T) {
 			before := entries(t, "/proc/self/fd")
 			var begun []string
-			results, err := e.run(t.Context(), smallScale, 2, func(r row) { begun = append(begun, r.name) })
+			p, err := e.run(t.Context(), smallScale, 2, func(name string) { begun = append(begun, name) })
 			require.NoError(t, err)
-			require.NotEmpty(t, results)
-			require.Len(t, begun, len(results))
-			for _, r := range results {
+			if e.table == nil {
+				require.NotEmpty(t, p.results)
+				require.Len(t, begun, len(p.results))
+			} else {
+				require.Contains(t, p.table, "| berth |")
+			}
+			for _, r := range p.results {
 				full := e.name + "/" + r.name
 				require.False(t, names[full], "two rows are called %s", full)
 				names[full] = true
@@ -192,7 +196,10 @@ func TestReport(t *testing.T) {
 		},
 		medians: []outcome{{took: 500 * us}, {took: 2 * ms}, {took: 30 * ms, failed: 7}, {took: 10 * ms}},
 	}
-	text := report([]part{{"One", []result{r}}, {"One", []result{r}}, {"Two", nil}}, 15, "a machine")
+	text := report([]part{
+		{title: "One", results: []result{r}}, {title: "One", results: []result{r}}, {title: "Two"}, {title: "Three", table: "| of its own |\n"},
+	}, 15, "a machine")
+	require.Contains(t, text, "\n### Three\n\n| of its own |\n")
 	require.Equal(t, 1, strings.Count(text, "### One"), "parts of one title are one table")
 	require.Contains(t, text, "a machine. Medians of 15 interleaved rounds.")
 	require.Contains(t, text, "| a job | 500 us | 2 ms net | 0.25 | 10 ms quick | 0.050 | 30 ms slow, 7 failed | at most 1 ms | yes |")

@@ -23,7 +23,7 @@ import (
 // portToPIDExperiment asks who holds a port, in a crowd of the lab's. What that costs depends on how many processes there
 // are, and on which of them it is.
 func portToPIDExperiment(crowd int) experiment {
-	return experiment{"PortToPID", "From a port to its process", func(l *lab) ([]row, error) {
+	return experiment{name: "PortToPID", title: "From a port to its process", prepare: func(l *lab) ([]row, error) {
 		dir, err := l.dir(true)
 		if err != nil {
 			return nil, err

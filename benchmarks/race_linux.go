@@ -22,7 +22,7 @@ import (
 
 // raceExperiment is a mass start: many processes want a port of one range at the same instant. What counts is the time
 // until the last of them has one.
-var raceExperiment = experiment{"Race", "Many processes, one range, one instant", func(l *lab) ([]row, error) {
+var raceExperiment = experiment{name: "Race", title: "Many processes, one range, one instant", prepare: func(l *lab) ([]row, error) {
 	first, err := l.portRow(l.ports, 0)
 	if err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 
 // reclaimExperiment takes an address over from a stale copy of a program that ends at once when asked: failed bind, find,
 // terminate, listening again, all in a process that has just started, as the newcomer has.
-var reclaimExperiment = experiment{"Reclaim", "Take-over from a stale copy that ends at once", func(l *lab) ([]row, error) {
+var reclaimExperiment = experiment{name: "Reclaim", title: "Take-over from a stale copy that ends at once", prepare: func(l *lab) ([]row, error) {
 	dir, err := l.dir(true)
 	if err != nil {
 		return nil, err

@@ -34,6 +34,7 @@ type role struct {
 	Warm     bool // doRace: the first listener of the process is behind it
 	First    int  // doRace: the range
 	Last     int
+	Socket   string // doServe: a path; then it listens in TLS too
 }
 
 const (
@@ -44,6 +45,7 @@ const (
 	doAsk     = "ask"     // finds out who has an address, as often as it is asked
 	doTake    = "take"    // takes over sockets that were passed
 	doRace    = "race"    // takes a port of a range when all others do
+	doServe   = "serve"   // serves HTTP, and is replaced at SIGHUP
 
 	byBerth     = "berth"
 	byBerthCold = "berth-cold"
@@ -51,6 +53,9 @@ const (
 	byFuser     = "fuser"
 	byRandom    = "net-random"
 	byFind      = "find-then-listen"
+	byExec      = "exec"
+	byTableflip = "tableflip"
+	byShutdown  = "tableflip-shutdown"
 )
 
 // play does what the role in the environment says. It is false where there is none: then this is no child.
@@ -75,6 +80,8 @@ func play() bool {
 			err = r.take()
 		case doRace:
 			err = r.race()
+		case doServe:
+			err = r.serve()
 		default:
 			err = fmt.Errorf("role %q is unknown", r.Do)
 		}

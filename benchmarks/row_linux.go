@@ -13,11 +13,14 @@ type experiment struct {
 	name    string // of the Go benchmark, without "Benchmark"
 	title   string // of its part of the table
 	prepare func(*lab) ([]row, error)
+
+	// table, instead of prepare, measures what does not come in rows of times, and gives a table of its own.
+	table func(context.Context, *lab) (string, error)
 }
 
 var experiments = []experiment{
 	listenExperiment, firstFreeExperiment, portToPIDExperiment(0), portToPIDExperiment(1), reclaimExperiment, raceExperiment,
-	activatedExperiment,
+	activatedExperiment, upgradeExperiment, lossExperiment,
 }
 
 // A row is one job, done by berth and by others under the same circumstances: a line of the table.

@@ -5,6 +5,7 @@ package reload
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -64,6 +65,7 @@ func (c *channel) send(m message, file *os.File) error {
 	if c == nil {
 		return net.ErrClosed
 	}
+	m.Attached = file != nil
 	line, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -75,9 +77,15 @@ func (c *channel) send(m message, file *os.File) error {
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	if file != nil {
-		// The rights go with the first byte.
-		n, _, err := c.conn.WriteMsgUnix(line, syscall.UnixRights(int(file.Fd())), nil)
+		raw, err := file.SyscallConn() // Fd would make it blocking, for the other process too
 		if err != nil {
+			return err
+		}
+		var n int
+		controlErr := raw.Control(func(fd uintptr) {
+			n, _, err = c.conn.WriteMsgUnix(line, syscall.UnixRights(int(fd)), nil) // the rights go with the first byte
+		})
+		if err := errors.Join(controlErr, err); err != nil {
 			return err
 		}
 		line = line[n:]
@@ -94,7 +102,7 @@ func (c *channel) receive() (message, *os.File, error) {
 			m, err := parseMessage(line)
 			c.buffer = c.buffer[i+1:]
 			var file *os.File
-			if err == nil && m.Do == doKeep && len(c.files) > 0 {
+			if err == nil && m.Attached && len(c.files) > 0 {
 				file, c.files = c.files[0], c.files[1:]
 			}
 			return m, file, err

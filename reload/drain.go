@@ -6,14 +6,21 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
 
-// A Server is what [Serve] runs. [*http.Server] has both methods, and gets the fullest treatment; [Handler] makes one of
-// a function; a few lines adapt others, such as those of grpc.
+// A Server is what [Serve] runs. [*http.Server] has both methods; [Handler] makes one of a function; a few lines adapt
+// others, such as those of grpc.
 //
-// Serve accepts connections until Shutdown is called and returns then, with whatever error. Shutdown stops accepting and
-// waits until what is in flight has ended, or ctx. A Server that also has a method Close() error or Stop() is told by it
-// to end what Shutdown has left.
+// Serve accepts connections until Shutdown is called and returns then, with nil or [http.ErrServerClosed] or
+// [net.ErrClosed]. Shutdown stops accepting and waits until what is in flight has ended, or ctx. A Server that has a method
+// Close() error or Stop() too is told by it to end what Shutdown has left.
+//
+// Of an [*http.Server] all settings, hooks and callbacks count, and its Shutdown and Close end [Serve]. Its own fields stay
+// as they are. Two things differ: SetKeepAlivesEnabled has to be called before, and a Shutdown that the program calls
+// itself returns at once, so the program waits for Serve. A type around an http.Server is no http.Server: its idle
+// connections are closed, not told to end. For TLS, give [Serve] a listener of [crypto/tls.NewListener], whose configuration
+// says "h2" in NextProtos for HTTP/2.
 type Server interface {
 	Serve(net.Listener) error
 	Shutdown(context.Context) error
@@ -79,10 +86,22 @@ func (p *plainServer) serve(ln net.Listener) error {
 	return nil
 }
 
-func (p *plainServer) retire()                      {}
-func (p *plainServer) resume()                      {}
-func (p *plainServer) spoken(context.Context) error { return nil }
-func (p *plainServer) ended() <-chan struct{}       { return p.over }
+func (p *plainServer) retire()                {}
+func (p *plainServer) resume()                {}
+func (p *plainServer) ended() <-chan struct{} { return p.over }
+
+// settling is the time that a server gets to take up what it accepted last. grpc.Server closes a connection whose goroutine
+// finds it stopped before it has begun, and the client loses a call by that. Nothing tells when they all have begun.
+const settling = 100 * time.Millisecond
+
+func (p *plainServer) spoken(ctx context.Context) error {
+	select {
+	case <-time.After(settling):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 func (p *plainServer) shutdown(ctx context.Context) error {
 	p.stop()

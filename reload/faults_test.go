@@ -71,16 +71,6 @@ func (h house) empty(t *testing.T) {
 	require.Len(t, entries, 1, "%v", entries)
 }
 
-// dies waits for the end of a process that is not our child.
-func dies(t *testing.T, pid int) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for syscall.Kill(pid, 0) == nil {
-		require.True(t, time.Now().Before(deadline), "process %d lives", pid)
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // The old version is killed at each step: the new one serves.
 func TestParentKilled(t *testing.T) {
 	for _, step := range []string{"started", "ready", "announced", "told", "led"} {

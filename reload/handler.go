@@ -65,7 +65,6 @@ func (s *handlerServer) Serve(ln net.Listener) error {
 		if s.isStopped() {
 			return http.ErrServerClosed
 		}
-		//nolint:staticcheck // Temporary is what net/http goes by too
 		if temporary, ok := err.(interface{ Temporary() bool }); !ok || !temporary.Temporary() {
 			return err
 		}

@@ -28,17 +28,42 @@ import (
 //
 // Where the new process ends before "lead", or anything else goes wrong, nothing has changed. Where the old process ends
 // before "lead", the control socket ends, and the new process leads. What a process does not know it ignores.
+//
+// Under a supervisor every version is started by that, in the same way, and its control socket stays open. The supervisor
+// leads nothing: one version does, and hands over to the next through it.
+//
+//	supervisor -> new  {"do":"hello","version":1,"supervised":true,"pid":O}  O leads now; without it nobody does
+//	new -> supervisor  {"do":"keep","label":...}   with a descriptor, which the version after it is to have, should it crash
+//	new -> supervisor  {"do":"forget","label":...} with the end of a pipe, which is closed when that is done
+//	new -> supervisor  the byte 42
+//	supervisor -> old  {"do":"yield","pid":N}      N is about to lead: leave records, lock files and socket files to it; with the
+//	                                               end of a pipe on which N will write a byte when it leads ("witness")
+//	old -> supervisor  {"do":"yield","pid":N}      it has
+//	supervisor -> new  {"do":"lead"}
+//	new -> supervisor  {"do":"lead"}               it does
+//	supervisor -> old  {"do":"retire"}             drain and end
+//	                   {"do":"lead"}               or, where the new one has failed: lead again
+//	old -> supervisor  {"do":"lead"}               it does
+//
+//	any -> supervisor  {"do":"upgrade","id":I}     upgrade; without an id no answer is wanted
+//	any -> supervisor  {"do":"cancel","id":I}      nobody waits for that any more
+//	supervisor -> any  {"do":"upgraded","id":I,"failure":...}
+//
+// Where the supervisor ends, so do all control sockets. The one that leads goes on alone. One that has not been told to lead does
+// so if O has ended, and otherwise gives up and closes its witness. One that has yielded reads that: if N leads, it drains as
+// after "retire", until N ends; if N never will, it leads again.
 
 // protocol is the version of all that.
 const protocol = 1
 
-// A label says what a descriptor that is handed on is. Exactly one of Socket, File and Stream is set, or Control.
+// A label says what a descriptor that is handed on is. Exactly one of Socket, File and Stream is set, or Control or Witness.
 type label struct {
 	Socket  *identity `json:"socket,omitempty"`
 	File    string    `json:"file,omitempty"`   // name given to KeepFile
 	Stream  string    `json:"stream,omitempty"` // what becomes standard output or error: see output.go
 	Of      int       `json:"of,omitempty"`     // of which descriptor, for Stream: 1 or 2
 	Control bool      `json:"control,omitempty"`
+	Witness bool      `json:"witness,omitempty"` // a pipe on which a supervised version says that it leads
 }
 
 // An identity is what a socket is asked for by.
@@ -127,7 +152,7 @@ func parseLabel(name string) (label, error) {
 		return label{}, fmt.Errorf("the descriptor %.80q has no label of this package: %w", name, err)
 	}
 	kinds := 0
-	for _, is := range []bool{l.Socket != nil, l.File != "", l.Stream != "", l.Control} {
+	for _, is := range []bool{l.Socket != nil, l.File != "", l.Stream != "", l.Control, l.Witness} {
 		if is {
 			kinds++
 		}
@@ -148,11 +173,14 @@ type message struct {
 	Do      string `json:"do"`
 	Version int    `json:"version,omitempty"`
 
-	Supervised bool   `json:"supervised,omitempty"` // hello: the other side is a supervisor, and stays
-	Sibling    bool   `json:"sibling,omitempty"`    // hello: the new process is a child of systemd, as the old one is
-	Again      bool   `json:"again,omitempty"`      // lead: an upgrade was asked for meanwhile
-	Label      *label `json:"label,omitempty"`      // keep, forget
-	Error      string `json:"error,omitempty"`      // upgraded
+	Attached   bool     `json:"attached,omitempty"`   // a descriptor comes with it
+	Supervised bool     `json:"supervised,omitempty"` // hello: the other side is a supervisor, and stays
+	Sibling    bool     `json:"sibling,omitempty"`    // hello: the new process is a child of systemd, as the old one is
+	PID        int      `json:"pid,omitempty"`        // hello from a supervisor: who leads; yield: who is about to
+	Again      bool     `json:"again,omitempty"`      // lead: an upgrade was asked for meanwhile
+	Label      *label   `json:"label,omitempty"`      // keep, forget
+	ID         int      `json:"id,omitempty"`         // upgrade, cancel, upgraded: of one request; 0: no answer is wanted
+	Failure    *failure `json:"failure,omitempty"`    // upgraded
 }
 
 // What messages ask for.
@@ -162,8 +190,10 @@ const (
 	doUpgrade  = "upgrade"  // start the next version
 	doKeep     = "keep"     // to a supervisor: a descriptor that the next process is to have
 	doForget   = "forget"   // to a supervisor: not any more
+	doCancel   = "cancel"   // to a supervisor: an upgrade is not wanted any more
 	doUpgraded = "upgraded" // from a supervisor: how the upgrade went that was asked for
-	doRetire   = "retire"   // from a supervisor: another process leads now
+	doYield    = "yield"    // from a supervisor: another process is about to lead; to it: it may
+	doRetire   = "retire"   // from a supervisor: another process leads
 )
 
 // maxMessage bounds a line on the control socket; an address has at most 4 KiB.

@@ -62,6 +62,10 @@ func newHTTPServer(user *http.Server) *httpServer {
 			to.FieldByIndex(field.Index).Set(from.FieldByIndex(field.Index))
 		}
 	}
+	// The one setting that has no exported field: SetKeepAlivesEnabled.
+	if off := from.FieldByName("disableKeepAlives"); off.IsValid() && !off.IsZero() {
+		s.own.SetKeepAlivesEnabled(false)
+	}
 	s.own.TLSConfig = user.TLSConfig.Clone()
 	s.own.TLSNextProto = maps.Clone(user.TLSNextProto)
 
@@ -71,7 +75,9 @@ func newHTTPServer(user *http.Server) *httpServer {
 		s.broken = err
 	}
 	for name, serve := range s.own.TLSNextProto {
-		s.own.TLSNextProto[name] = s.countOther(serve)
+		if serve != nil { // net/http takes nil for not there
+			s.own.TLSNextProto[name] = s.countOther(serve)
+		}
 	}
 
 	s.own.Handler = s

@@ -6,8 +6,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,6 +27,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/berth-go/berth/activation"
+	"github.com/berth-go/berth/internal/proc"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/reload"
 	"github.com/berth-go/berth/strategy"
@@ -38,11 +41,13 @@ type role struct {
 	Config listenConfig
 	Reload reloadConfig
 
-	Supervise bool // reload.Supervise comes first
+	Supervise bool          // reload.Supervise comes first
+	Pause     time.Duration // of the supervisor; 0: as ever
+	Above     string        // the At of the supervisor, with a Pause
 
 	// Fail says how a version fails before it is ready: "exit 0", "exit 7", "panic", "hang". It is for a version that has a parent alone.
 	Fail string
-	// At is the step at which this process is killed by SIGKILL ("kill STEP") or stops ("stop STEP").
+	// At is the step at which this process is killed by SIGKILL ("kill STEP") or stops ("stop STEP", "block STEP").
 	At string
 	// Child is started before Ready, in the version that has a parent: a process that an upgrade which fails has to take
 	// with it.
@@ -121,7 +126,8 @@ func play(path string) error {
 		config.Command = func() (*exec.Cmd, error) { return exec.Command(c[0], c[1:]...), nil }
 	}
 	if p.Supervise {
-		if code, over := reload.Supervise(context.Background(), config); over {
+		above := &played{role: role{At: p.Above}}
+		if code, over := reload.SuperviseAt(context.Background(), config, above.at, p.Pause); over {
 			os.Exit(code)
 		}
 	}
@@ -161,8 +167,11 @@ func (p *played) at(step string) {
 	case "kill":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
+	case "block": // this goroutine, while the others go on
+		select {}
 	case "stop": // until the test goes on
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(10 * time.Millisecond) // another thread may take it
 	}
 }
 
@@ -474,4 +483,18 @@ func duration(text string) time.Duration {
 		panic(err)
 	}
 	return d
+}
+
+// dies waits for the end of a process, whoever reaps it.
+func dies(t *testing.T, pid int) {
+	t.Helper()
+	h, err := proc.Open(pid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	require.NoError(t, err)
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	require.NoError(t, h.Wait(ctx), "process %d lives", pid)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/berth-go/berth/internal/descriptor"
@@ -149,7 +150,8 @@ func (o *output) add(l label, file *os.File) {
 	}
 }
 
-// restore goes back. It leaves a goroutine for each pipe that something still writes to.
+// restore goes back. What is in the pipes by then is passed on before it returns, so that lines stay in their order; it
+// leaves a goroutine for each pipe that something else still writes to.
 func (o *output) restore() {
 	o.once.Do(func() {
 		for fd, target := range o.targets {
@@ -157,13 +159,35 @@ func (o *output) restore() {
 			_ = target.Close()
 		}
 		for fd, reader := range o.readers {
-			target := []*os.File{os.Stdin, os.Stdout, os.Stderr}[fd]
+			target := lenient{[]*os.File{os.Stdin, os.Stdout, os.Stderr}[fd]}
+			_, _ = io.Copy(target, pending{reader})
 			go func() {
-				_, _ = io.Copy(lenient{target}, reader)
+				_, _ = io.Copy(target, reader)
 				_ = reader.Close()
 			}()
 		}
 	})
+}
+
+// A pending reader reads what is there, and ends where it would have to wait.
+type pending struct{ pipe *os.File }
+
+func (p pending) Read(b []byte) (n int, err error) {
+	raw, err := p.pipe.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	readErr := raw.Read(func(fd uintptr) (done bool) {
+		n, err = 0, io.EOF
+		if descriptor.Nonblocking(int(fd)) {
+			n, err = syscall.Read(int(fd), b)
+		}
+		return true
+	})
+	if n <= 0 {
+		return 0, io.EOF // empty, or nothing more will come
+	}
+	return n, readErr
 }
 
 // A lenient writer goes on where the one inside fails: whoever writes to the pipe must not be held up.

@@ -3,9 +3,19 @@ package reload
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/cloudflare/tableflip"
+
+	"github.com/berth-go/berth/internal/proc"
 )
+
+// testify says to the version before that this one leads. The end of this process says that it does no more.
+func (p *parent) testify() {
+	if p.witness != nil {
+		_, _ = p.witness.Write([]byte{1}) // whoever listened may have ended
+	}
+}
 
 // A parent is the process that handed over to this one.
 type parent struct {
@@ -15,8 +25,16 @@ type parent struct {
 	output  output
 	lead    chan struct{} // closed when this process is to lead
 	again   bool          // once lead is closed: one more upgrade was asked for
-	retired *successor    // supervised: who leads instead; of the goroutine that listens
-	gone    chan struct{} // closed when it has ended
+	orphan  chan struct{} // closed when this process is never to lead
+	gone    chan struct{} // closed when it has ended, and all that follows from it is settled
+
+	// Of the goroutine that watches:
+	told    bool         // to lead
+	old     *proc.Handle // supervised: who led when this process was started; nil: nobody
+	next    *heir        // supervised: who leads instead, or is about to
+	retired bool         // next leads
+
+	witness *os.File // supervised: on which this process says to old that it leads; nil: nobody wants to know
 }
 
 // greet reads the first message, which is there already, and listens for more.
@@ -32,72 +50,117 @@ func (p *parent) greet() error {
 		return fmt.Errorf("the old version: %w: %q %d", errMessage, m.Do, m.Version)
 	}
 	p.hello = m
+	if m.PID > 0 {
+		p.old, _ = proc.Open(m.PID) // where it fails, it has ended
+	}
 	return nil
 }
 
 // watch does what the parent says, and notices its end. It returns then, or with Close.
 func (p *parent) watch(u *Upgrader) {
-	ended, cancel := context.WithCancel(context.Background())
+	waiting, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	ended := make(chan struct{})
 	go func() {
-		defer close(p.gone)
-		_ = p.flip.WaitForParent(ended) // how it ended is its own affair
+		defer close(ended)
+		_ = p.flip.WaitForParent(waiting) // how it ended is its own affair
 	}()
 	if p.channel == nil {
 		close(p.lead) // a program that uses tableflip itself says nothing
-		select {
-		case <-p.gone:
-		case <-u.closing:
+	} else {
+		if p.hello.Supervised {
+			go u.pruneSupervised()
 		}
-		return
+		p.listen(u)
+		defer p.channel.close()
+		// The output goes back before anything is written to the pipe, which nobody reads now.
+		p.output.restore()
 	}
-	defer p.channel.close()
-	for {
-		m, file, err := p.channel.receive()
-		if file != nil {
-			_ = file.Close() // nobody sends a descriptor this way
-		}
-		if err != nil {
-			break
-		}
-		switch m.Do {
-		case doLead:
-			p.doLead(m.Again)
-		case doUpgrade:
-			u.request()
-		case doRetire:
-			p.retired = &successor{gone: make(chan struct{})}
-			u.retire(p.retired)
-			_ = p.channel.send(message{Do: doRetire}, nil) // where this fails the loop ends
-		case doUpgraded:
-			u.upgraded(m)
-		}
-	}
-	// It has ended, or this process has called Close. The output goes back before anything is written to the pipe, which
-	// nobody reads now.
-	p.output.restore()
 	select {
 	case <-u.closing:
 		return
 	default:
 	}
-	p.doLead(false)
+	if p.channel != nil {
+		p.bereaved(u)
+	}
 	select {
-	case <-p.gone:
+	case <-ended:
+		close(p.gone)
 	case <-u.closing:
 	}
 }
 
-func (p *parent) doLead(again bool) {
-	if p.retired != nil { // the one that led instead has ended
-		close(p.retired.gone)
-		p.retired = nil
-		return
+// listen does what the parent says, until it has ended or this process has called Close.
+func (p *parent) listen(u *Upgrader) {
+	for {
+		m, file, err := p.channel.receive()
+		if err != nil {
+			return
+		}
+		switch m.Do {
+		case doLead:
+			if p.next == nil {
+				p.doLead(m.Again)
+				continue
+			}
+			p.next.close() // it has failed
+			p.next = nil
+			u.charge.take()
+			_ = p.channel.send(message{Do: doLead}, nil)
+		case doUpgrade:
+			u.request()
+		case doYield:
+			p.next = &heir{&successor{pid: m.PID, gone: make(chan struct{})}, file}
+			u.charge.leave()
+			u.faults.reach("yields")
+			_ = p.channel.send(m, nil) // where this fails the loop ends
+			u.faults.reach("yielded")
+		case doRetire:
+			if p.next != nil && !p.retired {
+				p.retired = true
+				u.retire(p.next.successor)
+			}
+		case doUpgraded:
+			u.upgraded(m)
+		}
 	}
-	select {
-	case <-p.lead:
+}
+
+// bereaved decides who leads when the parent has ended. Under a supervisor that may be another than this process.
+func (p *parent) bereaved(u *Upgrader) {
+	switch {
+	case p.next != nil && !p.retired && !p.next.leads():
+		p.next.close()
+		p.next = nil
+		u.charge.take()
+	case p.next != nil:
+		if !p.retired {
+			p.retired = true
+			u.retire(p.next.successor)
+		}
+		go p.next.follow()
+	case !p.told && p.old != nil && lives(p.old):
+		_ = p.witness.Close()
+		close(p.orphan)
 	default:
-		p.again = again
+		p.doLead(false)
+	}
+}
+
+// lives tells whether a process does that may have been killed together with another one.
+func lives(h *proc.Handle) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), together)
+	defer cancel()
+	return h.Wait(ctx) != nil
+}
+
+func (p *parent) doLead(again bool) {
+	if !p.told {
+		p.told, p.again = true, again
+		if p.old != nil {
+			_ = p.old.Close()
+		}
 		close(p.lead)
 	}
 }

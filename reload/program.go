@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/berth-go/berth/internal/descriptor"
 )
 
 // Where this process was started, before the program changes its directory.
@@ -75,6 +77,7 @@ func environment(environ []string, add ...string) []string {
 		name, _, _ := strings.Cut(entry, "=")
 		switch name {
 		case "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", // sd_listen_fds(3): the sockets come another way
+			descriptor.PassedVariable,
 			"WATCHDOG_PID", // sd_watchdog_enabled(3): this process; without it whoever is the main one
 			sentinel:
 			continue

@@ -31,6 +31,8 @@ func Serve(ctx context.Context, server Server, listeners ...net.Listener) error 
 //   - SIGTERM, SIGINT and the end of ctx stop it: no new connections, what is in flight is finished, until Config.Drain. A second
 //     SIGINT ends it at once. The server's own Shutdown or Close stops it too.
 //   - systemd is told: READY, RELOADING, MAINPID, STOPPING and STATUS, so that Type=notify works with NotifyAccess=main.
+//     A new version is a child of systemd, as the first is. Once it is the main process, its end is the unit's to
+//     act on (Restart=), also while this one drains.
 //
 // With a nil Upgrader, as on Windows, there are no upgrades and SIGHUP does what it does without; that is logged by
 // slog.Default. Nothing else may call Notify of os/signal for these signals with an effect on the program's life.
@@ -64,6 +66,11 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 		g := newGate(ln)
 		s.gates = append(s.gates, g)
 		go func() { s.done <- s.server.serve(g) }()
+	}
+	if u != nil {
+		u.mu.Lock()
+		u.gates = s.gates
+		u.mu.Unlock()
 	}
 	err := s.live(ctx, upgraded)
 	return errors.Join(err, u.Close())
@@ -164,10 +171,13 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 	s.server.retire()
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ceiling)
 	defer cancel()
-	told, stopTelling := context.WithCancel(draining)
+	telling, stopTelling := context.WithCancel(draining)
 	defer stopTelling()
-	spoken := make(chan error, 1)
-	go func() { spoken <- s.server.spoken(told) }()
+	spoken := make(chan struct{})
+	go func() {
+		defer close(spoken)
+		_ = s.server.spoken(telling) // whom it could not tell is closed below
+	}()
 	for waiting := true; waiting; {
 		select {
 		case <-spoken:
@@ -213,8 +223,18 @@ func (s *service) stop(ctx context.Context, why string) error {
 		s.upgrader.tell(activation.Status("stopping: " + why))
 	}
 	s.log.LogAttrs(ctx, slog.LevelInfo, "stopping", slog.String("why", why), slog.Duration("at most", s.ceiling))
+	if s.upgrader != nil {
+		s.upgrader.finish()
+	}
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ceiling)
 	defer cancel()
+	// Clients that are busy hear in this time that they are to come again: perhaps a socket unit has the address, or another
+	// machine. Those that are not would keep a developer waiting.
+	const linger = 250 * time.Millisecond
+	s.server.retire()
+	lingering, cancelLinger := context.WithTimeout(draining, linger)
+	_ = s.server.spoken(lingering)
+	cancelLinger()
 	s.shut(draining, begin)
 	return nil
 }
@@ -245,7 +265,9 @@ func (s *service) shut(ctx context.Context, begin time.Time) {
 		_ = g.Close() // a server may have left it
 	}
 	for range s.gates {
-		<-s.done
+		if err := <-s.done; err != nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "a listener failed", slog.Any("error", err))
+		}
 	}
 	after := slog.Duration("after", time.Since(begin).Round(time.Millisecond))
 	switch {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/reload"
 )
 
@@ -142,6 +143,13 @@ func TestAnotherSet(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, ln.Close())
 			require.NoFileExists(t, h.socket)
+			if !bare {
+				dir, err := registry.Existing(h.state)
+				require.NoError(t, err)
+				entries, err := dir.Entries("", 0, 0)
+				require.NoError(t, err)
+				require.Len(t, entries, 2, "%v", entries)
+			}
 
 			// And back: it is bound anew.
 			l.next(r)

@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/berth-go/berth/internal/descriptor"
 	"github.com/berth-go/berth/internal/proc"
 )
 
@@ -35,6 +37,7 @@ type successor struct {
 	pid     int
 	ready   chan struct{} // closed when it has said that it is ready
 	led     chan struct{} // closed when it has said that it leads
+	heard   chan struct{} // closed when it can say nothing any more
 	gone    chan struct{} // closed when it has ended
 	exit    error         // how it ended; once gone is closed
 	capture *capture
@@ -48,7 +51,8 @@ type successor struct {
 }
 
 // launch starts cmd and takes over files. The new process leads a process group of its own, so that whatever it starts
-// can be ended with it. Messages other than that it leads go to hear.
+// can be ended with it. Messages other than that it leads go to hear. The ExtraFiles of cmd, which stay the caller's, are
+// sockets that package activation gives out in the new process.
 func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os.File)) (_ *successor, err error) {
 	var closing []interface{ Close() error } // what only the new process needs
 	defer func() {
@@ -57,7 +61,7 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 		}
 		closePassed(files)
 	}()
-	s := &successor{cmd: cmd, ready: make(chan struct{}), led: make(chan struct{}), gone: make(chan struct{})}
+	s := &successor{cmd: cmd, ready: make(chan struct{}), led: make(chan struct{}), heard: make(chan struct{}), gone: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.release()
@@ -101,9 +105,19 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 	}
 	if err == nil {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = s.capture.of(0), s.capture.of(1), s.capture.of(2)
+		sockets := cmd.ExtraFiles
 		cmd.ExtraFiles = []*os.File{readyWriter, namesReader}
 		for _, f := range files {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, f.file)
+		}
+		if len(sockets) > 0 {
+			const first = 3 // after the standard streams
+			passed := descriptor.PassedVariable + "=" + strconv.Itoa(first+len(cmd.ExtraFiles))
+			for _, f := range sockets {
+				passed += ":" + f.Name()
+			}
+			cmd.Env = append(cmd.Env, passed)
+			cmd.ExtraFiles = append(cmd.ExtraFiles, sockets...)
 		}
 		if cmd.SysProcAttr == nil {
 			cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -155,6 +169,7 @@ func (s *successor) awaitReady(pipe *os.File) {
 
 // listen hears what the process says, until it has ended.
 func (s *successor) listen(hear func(message, *os.File)) {
+	defer close(s.heard)
 	leads := false
 	for {
 		m, file, err := s.receive()
@@ -188,6 +203,9 @@ func (s *successor) awaitEnd() {
 		s.exit = errNotOurs
 	}
 	s.capture.finish()
+	const patience = time.Second // something that it started may have the other end of the channel
+	_ = s.conn.SetReadDeadline(time.Now().Add(patience))
+	<-s.heard // what it has given is for the next
 	close(s.gone)
 }
 

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -30,61 +32,95 @@ import (
 // goes on with [New]. In the first process it returns when the program has ended, with over true and its exit status, which
 // is 128 and more for a signal.
 //
-// Meanwhile it holds the sockets that the program gives to its Upgrader, so they are open while a version that has crashed is
-// started again, after a pause that grows; it gives up when ten in a row did not become ready, or the very first.
-// SIGHUP upgrades, also when it is sent to the program; other signals are passed on to it, and what ends the program then
-// ends Supervise. When ctx ends, the program gets SIGTERM. What a version leaves behind in its process group is killed with
-// it. As process 1 it also reaps the orphans that it is given. systemd is told of it, and not of its children.
+// Meanwhile it holds the sockets and files that the program gives to its Upgrader, so clients wait, and are not refused,
+// while a version that has crashed is started again. That is at once after the first crash, and after a pause that doubles, from
+// 0.1 to 10 seconds, after others. It gives up after ten in a row that did not become ready, or crashed within 10 seconds;
+// after the very first that does not become ready; and when the program ends with status 0.
+//
+// SIGHUP upgrades, also when it is sent to the program, and skips a pause. SIGINT, SIGTERM, SIGQUIT, SIGUSR1 and SIGUSR2 are
+// passed on; the first three are not followed by a restart. When ctx ends, or the terminal is closed, the program gets
+// SIGTERM. Each version leads a process group of its own, so it cannot read from a terminal, and what it leaves behind there is
+// killed with it. As process 1, Supervise also reaps the orphans that the kernel gives it (Linux).
+//
+// systemd knows this process alone: it tells READY, RELOADING, STOPPING, STATUS and WATCHDOG, and no version has
+// NOTIFY_SOCKET or the watchdog's variables. Sockets that systemd passed go to each version that asks for them: by name or
+// address, not by number. Should Supervise be killed, the program goes on without it.
 //
 // A program that has become a version by an upgrade, or has one above it, is never a supervisor. On systems without
 // upgrades (Windows) it returns at once.
 func Supervise(ctx context.Context, config Config) (code int, over bool) {
+	return supervise(ctx, config, faults{}, 100*time.Millisecond)
+}
+
+func supervise(ctx context.Context, config Config, faults faults, pause time.Duration) (code int, over bool) {
 	if os.Getenv(sentinel) != "" && hasParent() {
 		return 0, false
 	}
-	v := &supervisor{config: config, log: config.Logger, program: thisProgram(), started: make(chan trial), ended: make(chan *ward)}
+	v := &supervisor{
+		config: config, log: config.Logger, program: thisProgram(), faults: faults, shortest: pause,
+		retired: map[*ward]bool{}, calls: make(chan func()), over: make(chan struct{}), terminal: hasTerminal(),
+	}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
-	}
-	if v.config.Command == nil {
-		v.config.Command = v.program.command
 	}
 	return v.run(ctx), true
 }
 
-// A supervisor is the process above all versions. Its goroutine owns its state.
+// A supervisor is the process above all versions. The goroutine of run owns its state; others have it call functions.
 type supervisor struct {
-	config  Config
-	log     *slog.Logger
-	program program
+	config   Config
+	log      *slog.Logger
+	program  program
+	faults   faults
+	shortest time.Duration // pause before a restart; those that follow are multiples
+	terminal bool          // there was one at the start
+	given    []given       // by systemd
 
-	child    *ward          // leads; nil while none does
+	child    *ward          // leads; nil: none does
 	last     *ward          // led last: what it has given is for the next
 	starting *ward          // is to lead next; nil: none
 	retired  map[*ward]bool // drain
-	failures int            // versions in a row that did not become ready
-	code     int            // exit status of the last that led or failed to
-	stopping bool
-	wanted   bool    // an upgrade is asked for that has not begun
-	asking   []*ward // who asked for it, or for the one that runs
+	failures int            // in a row
+	restart  <-chan time.Time
+	code     int            // exit status of the last that led, or was to
+	stopping syscall.Signal // asked for; 0: not
+	finished bool           // no version is started any more
+	asking   []wish         // for the upgrade that runs
+	waiting  []wish         // for the next
 
-	started chan trial
-	ended   chan *ward
+	calls chan func()
+	over  chan struct{} // closed when nobody takes calls any more
+}
+
+// A given is a socket that systemd passed to the supervisor.
+type given struct {
+	name string
+	held descriptor.Held
+}
+
+// A wish is for an upgrade.
+type wish struct {
+	from *ward // nil: nobody waits for the answer
+	id   int
 }
 
 // A ward is a version under supervision.
 type ward struct {
-	*successor
-	retires chan struct{} // it has stepped back
+	*successor // of the supervisor's goroutine; nil until it runs
+
+	cancel  context.CancelCauseFunc // gives up its start
+	yielded chan int                // it has stepped back for this process
+	resumed chan struct{}           // it leads again
+	since   time.Time               // it leads
+	told    bool                    // to stop
 
 	mu     sync.Mutex
-	estate map[string]passed // what it has given: the next version is to have that
+	estate map[string]kept // what it has given: the next version is to have that
 }
 
-// A trial is how the start of a version went.
-type trial struct {
-	ward *ward
-	err  error
+type kept struct {
+	label label
+	held  descriptor.Held
 }
 
 func (v *supervisor) run(ctx context.Context) int {
@@ -96,63 +132,77 @@ func (v *supervisor) run(ctx context.Context) int {
 		signal.Notify(orphans, syscall.SIGCHLD)
 		defer signal.Stop(orphans)
 	}
-	asked := make(chan *ward)
-	v.retired = map[*ward]bool{}
+	defer close(v.over)
+	v.activate()
+	watched, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer unwatch()
+	go func() { v.tell(activation.Watchdog(watched, v.responds)) }()
 	defer v.clear()
 
-	v.start(asked)
-	var restart <-chan time.Time
+	v.start()
 	stop := ctx.Done()
+	var patience <-chan time.Time // for those that drain, at the end
 	for {
-		if v.stopping && v.child == nil && v.starting == nil {
+		v.reap()
+		switch {
+		case v.starting != nil:
+		case !v.finished && v.child == nil && len(v.waiting) > 0, // whoever asks for an upgrade does not want to wait
+			!v.finished && v.child != nil && len(v.waiting) > 0 && len(v.retired) == 0:
+			v.start()
+		case v.finished && v.child == nil && len(v.retired) == 0:
 			return v.code
-		}
-		if v.wanted && v.starting == nil && v.child != nil && len(v.retired) == 0 && !v.stopping {
-			v.wanted = false
-			v.tell(activation.Reloading())
-			v.start(asked)
+		case v.finished && v.child == nil && patience == nil:
+			const slack = 5 * time.Second // they keep to it themselves
+			patience = time.After(v.config.drain() + slack)
 		}
 		select {
 		case sig := <-signals:
 			v.signal(sig.(syscall.Signal))
 		case <-stop:
 			stop = nil
-			v.signal(syscall.SIGTERM)
+			v.stop(syscall.SIGTERM)
 		case <-orphans:
-			proc.ReapOrphans(v.owns)
-		case w := <-asked:
-			v.wanted, v.asking = true, append(v.asking, w)
-		case t := <-v.started:
-			if over := v.begun(t); over {
-				return v.code
+		case call := <-v.calls:
+			call()
+		case <-v.restart:
+			v.restart = nil
+			if v.child == nil && v.starting == nil && !v.finished {
+				v.start()
 			}
-			if v.child == nil && !v.stopping {
-				restart = time.After(v.pause())
-			}
-		case w := <-v.ended:
-			proc.ReapOrphans(v.owns)
-			if v.retired[w] {
-				delete(v.retired, w)
-				continue
-			}
-			v.child = nil
-			v.code = exitCode(w.exit)
-			v.log.LogAttrs(ctx, slog.LevelInfo, "the program has ended", slog.Int("pid", w.pid), slog.Int("status", v.code))
-			if v.code == 0 {
-				v.stopping = true
-			}
-			switch {
-			case v.starting != nil && v.stopping:
-				go v.starting.kill() // reported as a trial that failed
-			case v.starting == nil && !v.stopping:
-				restart = time.After(v.pause())
-			}
-		case <-restart:
-			restart = nil
-			if v.child == nil && v.starting == nil && !v.stopping {
-				v.start(asked)
+		case <-patience:
+			for w := range v.retired {
+				go w.kill()
 			}
 		}
+	}
+}
+
+// call has the supervisor's goroutine call f.
+func (v *supervisor) call(f func()) {
+	select {
+	case v.calls <- f:
+	case <-v.over:
+	}
+}
+
+// responds tells the watchdog that the loop goes round.
+func (v *supervisor) responds(ctx context.Context) error {
+	select {
+	case v.calls <- func() {}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// activate takes over what systemd passed.
+func (v *supervisor) activate() {
+	set, err := activation.FromEnv()
+	if err != nil {
+		v.log.LogAttrs(context.Background(), slog.LevelError, "the program has no sockets from systemd", slog.Any("error", err))
+	}
+	for _, s := range set.Unused() {
+		v.given = append(v.given, given{s.Name, descriptor.Held(s.FD)})
 	}
 }
 
@@ -160,178 +210,356 @@ func (v *supervisor) run(ctx context.Context) int {
 func (v *supervisor) signal(sig syscall.Signal) {
 	switch sig {
 	case syscall.SIGHUP:
-		v.wanted = true
-		return
-	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT:
-		if !v.stopping {
-			v.tell(activation.Stopping())
+		if v.terminal && !hasTerminal() {
+			v.stop(syscall.SIGTERM)
+			return
 		}
-		v.stopping = true
-	}
-	for _, w := range []*ward{v.child, v.starting} {
-		if w != nil {
-			w.signal(sig)
+		v.ask(wish{})
+	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT:
+		v.stop(sig)
+	default:
+		if v.child != nil { // one that starts beside it may have no handler yet
+			v.child.signal(sig)
+		} else if v.starting != nil {
+			v.starting.signal(sig)
 		}
 	}
 }
 
-// start starts a version, which reports to started.
-func (v *supervisor) start(asked chan<- *ward) {
-	w := &ward{retires: make(chan struct{}, 1), estate: map[string]passed{}}
+// stop passes on what ends the program.
+func (v *supervisor) stop(sig syscall.Signal) {
+	if v.stopping == 0 {
+		v.tell(activation.Stopping())
+	}
+	v.stopping, v.finished, v.waiting = sig, true, nil
+	for w := range v.retired {
+		w.signal(sig)
+	}
+	switch {
+	case v.starting == nil && v.child != nil:
+		v.child.stop(sig)
+	case v.starting != nil && v.child != nil:
+		v.starting.cancel(errStopped) // and then the other is in charge again, to remove what it has
+	case v.starting != nil:
+		v.starting.stop(sig)
+	}
+}
+
+// ask asks for an upgrade.
+func (v *supervisor) ask(a wish) {
+	if !v.finished && (a.from != nil || !slices.Contains(v.waiting, a)) {
+		v.waiting = append(v.waiting, a)
+	}
+}
+
+// unask takes that back. An upgrade that nobody wants is given up.
+func (v *supervisor) unask(a wish) {
+	is := func(b wish) bool { return a == b }
+	v.waiting = slices.DeleteFunc(v.waiting, is)
+	if !slices.ContainsFunc(v.asking, is) {
+		return
+	}
+	v.asking = slices.DeleteFunc(v.asking, is)
+	if len(v.asking) == 0 && v.child != nil {
+		v.starting.cancel(context.Canceled)
+	}
+}
+
+// start starts a version, which is to lead.
+func (v *supervisor) start() {
+	w := &ward{yielded: make(chan int, 1), resumed: make(chan struct{}, 1), estate: map[string]kept{}}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	w.cancel = cancel
 	old := v.child
-	fail := func(err error) {
-		go func() { v.started <- trial{w, &UpgradeError{Command: "the program", Err: err}} }()
+	if old != nil {
+		v.tell(activation.Reloading())
 	}
-	v.starting = w
-	cmd, err := v.config.Command()
-	if err == nil {
-		err = cmd.Err
-	}
-	if err != nil {
-		fail(err)
-		return
-	}
-	if cmd.Env == nil {
-		cmd.Env = os.Environ()
-	}
-	cmd.Env = without(environment(cmd.Env, sentinel+"=yes"), "NOTIFY_SOCKET", "WATCHDOG_USEC") // systemd knows this process
+	v.starting, v.restart = w, nil
+	v.asking, v.waiting = v.waiting, nil
 	files, err := v.last.files()
-	if err != nil {
-		fail(err)
-		return
+	var sockets []*os.File
+	if err == nil {
+		sockets, err = v.unclaimed()
 	}
-	begin := time.Now()
-	ready := make(chan struct{}) // launch has returned
-	w.successor, err = launch(cmd, files, message{Supervised: true}, func(m message, file *os.File) {
-		<-ready
-		switch m.Do {
-		case doKeep:
-			w.keep(m.Label, file)
-		case doForget:
-			w.forget(m.Label)
-		case doRetire:
-			select {
-			case w.retires <- struct{}{}:
-			default:
-			}
-		case doUpgrade:
-			select {
-			case asked <- w:
-			case <-w.gone:
-			}
-		}
-	})
-	close(ready)
-	if err != nil {
-		fail(err)
-		return
-	}
-	v.log.LogAttrs(context.Background(), slog.LevelInfo, "started the program", slog.String("command", cmd.Path), slog.Int("pid", w.pid))
 	go func() {
-		err := w.introduce(old, v.config.timeout())
-		if err != nil {
-			w.kill()
-			w.release()
-			err = &UpgradeError{Command: cmd.Path, PID: w.pid, Output: w.lines(), Err: err}
-		} else {
-			v.log.LogAttrs(context.Background(), slog.LevelInfo, "the program is ready", slog.Int("pid", w.pid), slog.Duration("after", time.Since(begin)))
-		}
-		v.started <- trial{w, err}
+		begin := time.Now()
+		s, err := v.try(ctx, w, old, files, sockets, err)
 		if err == nil {
-			<-w.gone
-			w.release()
-			v.ended <- w
+			v.log.LogAttrs(ctx, slog.LevelInfo, "the program is ready", slog.Int("pid", s.pid), slog.Duration("after", time.Since(begin)))
+		}
+		v.call(func() { v.started(w, err) })
+		if err == nil {
+			<-s.gone
+			s.release()
+			v.call(func() { v.ended(w) })
 		}
 	}()
 }
 
-// introduce waits until the version is ready, and has it lead instead of the old one.
-func (w *ward) introduce(old *ward, timeout time.Duration) error {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	await := func(said <-chan struct{}) error {
-		select {
-		case <-said:
-			return nil
-		case <-w.gone:
-			if w.exit == nil {
-				return errNotReady
-			}
-			return fmt.Errorf("it ended before it was ready: %w", w.exit)
-		case <-timer.C:
-			return fmt.Errorf("it was not ready within %v: %w", timeout, context.DeadlineExceeded)
+// try has a version started and leading, or leaves nothing of it. It takes over files and sockets.
+func (v *supervisor) try(ctx context.Context, w, old *ward, files []passed, sockets []*os.File, err error) (_ *successor, _ error) {
+	defer func() {
+		for _, f := range sockets {
+			_ = f.Close()
 		}
+	}()
+	failure := &UpgradeError{Command: "the program"}
+	give := func(err error) (*successor, error) {
+		closePassed(files)
+		failure.Err = err
+		return nil, failure
 	}
-	if err := await(w.ready); err != nil {
+	if err != nil {
+		return give(err)
+	}
+	cmd, err := commandOf(v.config.Command, v.program) // which may take its time to build it
+	if err != nil {
+		return give(err)
+	}
+	failure.Command = cmd.Path
+	cmd.Env = without(cmd.Env, "NOTIFY_SOCKET", "WATCHDOG_USEC") // systemd knows this process
+	cmd.ExtraFiles = sockets
+	hello := message{Supervised: true}
+	if old != nil {
+		hello.PID = old.pid
+	}
+	ctx, cancel := context.WithTimeout(ctx, v.config.timeout())
+	defer cancel()
+	var witness *os.File
+	if old != nil {
+		var theirs *os.File
+		if witness, theirs, err = os.Pipe(); err != nil {
+			return give(err)
+		}
+		defer witness.Close()
+		files = append(files, passed{label{Witness: true}, theirs})
+	}
+	s, err := launch(cmd, files, hello, func(m message, file *os.File) { v.hear(w, m, file) })
+	files = nil
+	if err != nil {
+		return give(err)
+	}
+	failure.PID = s.pid
+	v.log.LogAttrs(ctx, slog.LevelInfo, "started the program", slog.String("command", cmd.Path), slog.Int("pid", s.pid))
+	v.call(func() {
+		w.successor = s
+		if v.stopping != 0 && v.child == nil {
+			w.stop(v.stopping)
+		}
+	})
+	if err := v.introduce(ctx, s, old, witness); err != nil {
+		s.kill()
+		s.release()
+		pidFile(v.config.PIDFile).discard()
+		failure.Output = s.lines()
+		return give(err)
+	}
+	return s, nil
+}
+
+// introduce waits until the version is ready, and has it lead instead of the old one.
+func (v *supervisor) introduce(ctx context.Context, s *successor, old *ward, witness *os.File) error {
+	await := func(said <-chan struct{}) error { return await(ctx, s, said, v.config.timeout(), nil) }
+	reach := func(step string) {
+		if old == nil {
+			step = "first " + step
+		}
+		v.faults.reach(step)
+	}
+	reach("launched")
+	if err := await(s.ready); err != nil {
 		return err
 	}
-	if old != nil && old.send(message{Do: doRetire}, nil) == nil {
-		select {
-		case <-old.retires:
-		case <-old.gone: // it could not say so
-		case <-timer.C:
-			return errors.New("the old version does not step back")
-		}
-	}
-	err := w.lead(false)
+	reach("ready")
+	err := old.yield(ctx, s.pid, witness)
 	if err == nil {
-		err = await(w.led)
+		reach("yielded")
+		err = s.lead(false)
+	}
+	if err == nil {
+		reach("told")
+		err = await(s.led)
 	}
 	if err != nil && old != nil {
-		w.kill() // before the other one is in charge again
-		_ = old.send(message{Do: doLead}, nil)
+		s.kill() // before the other one is in charge again
+		old.resume()
+	}
+	if err == nil {
+		s.capture.leave()
+		reach("led")
 	}
 	return err
 }
 
-// begun takes note of how a start went. It reports true where there is nothing left to supervise.
-func (v *supervisor) begun(t trial) (over bool) {
-	w := t.ward
-	v.starting = nil
-	answer := message{Do: doUpgraded}
-	if t.err == nil {
-		v.failures = 0
-		if v.child != nil {
-			v.retired[v.child] = true
-		}
-		if v.last != nil {
-			v.last.clear()
-		}
-		v.child, v.last = w, w
-		if v.stopping {
-			w.signal(syscall.SIGTERM)
-		}
-		v.tell(activation.Ready())
-	} else {
-		answer.Error = t.err.Error()
-		v.log.LogAttrs(context.Background(), slog.LevelError, "not ready", slog.Any("error", t.err))
-		w.clear()
-		v.failures++
-		if v.child != nil {
-			v.tell(activation.Ready())
-			v.tell(activation.Status(t.err.Error()))
-		} else if w.successor != nil {
-			v.code = max(1, exitCode(w.exit))
-		} else {
-			v.code = 127 // as a shell says
+// yield has the version step back for another process, which the witness is of. One that has ended has done so.
+func (w *ward) yield(ctx context.Context, pid int, witness *os.File) error {
+	if w == nil || w.send(message{Do: doYield, PID: pid}, witness) != nil {
+		return nil
+	}
+	for {
+		select {
+		case to := <-w.yielded:
+			if to == pid { // else it is late, and what it was for has been given up
+				return nil
+			}
+		case <-w.gone:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("the old version, pid %d, does not step back: %w", w.pid, context.Cause(ctx))
 		}
 	}
-	for _, asked := range v.asking {
-		if asked.successor != nil {
-			_ = asked.send(answer, nil) // it may have ended
-		}
-	}
-	v.asking = nil
-	const most = 10
-	return t.err != nil && v.child == nil && (v.last == nil || v.failures >= most)
 }
 
-// pause grows from failure to failure, and begins at nothing: a version that ran and crashed is missed now.
-func (v *supervisor) pause() time.Duration {
-	if v.failures == 0 {
-		return 0
+// resume has the version lead again, and waits for that: a signal that follows may end it.
+func (w *ward) resume() {
+	select {
+	case <-w.resumed: // late, from another time
+	default:
 	}
-	return min(100*time.Millisecond<<min(v.failures-1, 10), 10*time.Second)
+	if w.send(message{Do: doLead}, nil) != nil {
+		return
+	}
+	const patience = 5 * time.Second
+	select {
+	case <-w.resumed:
+	case <-w.gone:
+	case <-time.After(patience):
+	}
+}
+
+// hear does what a version says. It runs in the goroutine that listens to it.
+func (v *supervisor) hear(w *ward, m message, file *os.File) {
+	if file != nil {
+		defer file.Close() // for one who waits until a label is forgotten that says so
+	}
+	switch m.Do {
+	case doKeep:
+		w.keep(m.Label, file)
+	case doForget:
+		w.forget(m.Label)
+	case doYield:
+		select {
+		case <-w.yielded: // nobody wants to know any more
+		default:
+		}
+		w.yielded <- m.PID
+	case doLead: // again
+		select {
+		case w.resumed <- struct{}{}:
+		default:
+		}
+	case doUpgrade:
+		a := wish{}
+		if m.ID != 0 {
+			a = wish{w, m.ID}
+		}
+		v.call(func() { v.ask(a) })
+	case doCancel:
+		v.call(func() { v.unask(wish{w, m.ID}) })
+	}
+}
+
+// started takes note of how a start went.
+func (v *supervisor) started(w *ward, err error) {
+	v.starting = nil
+	w.cancel(nil)
+	asked := v.asking
+	v.asking = nil
+	if err == nil {
+		v.leads(w)
+	} else {
+		v.failed(w, err)
+	}
+	for _, a := range asked {
+		a.answer(err)
+	}
+	if v.stopping != 0 && v.child != nil && !v.child.told {
+		v.child.stop(v.stopping)
+	}
+}
+
+func (v *supervisor) leads(w *ward) {
+	if old := v.child; old != nil {
+		v.failures = 0
+		v.retired[old] = true
+		_ = old.send(message{Do: doRetire}, nil) // it may have ended
+		for i, a := range v.waiting {
+			if a.from == old { // it cannot wait any longer, but an upgrade it gets
+				a.answer(nil)
+				v.waiting[i] = wish{}
+			}
+		}
+	}
+	if v.last != nil {
+		v.last.clear()
+	}
+	v.child, v.last, w.since = w, w, time.Now()
+	v.tell(activation.Ready())
+	v.tell(activation.Status(fmt.Sprintf("supervises pid %d", w.pid)))
+}
+
+func (v *supervisor) failed(w *ward, err error) {
+	w.clear()
+	v.waiting = slices.DeleteFunc(v.waiting, func(a wish) bool { return a.from == w })
+	var failure *UpgradeError
+	attrs := []slog.Attr{slog.Any("error", err)}
+	if errors.As(err, &failure) && len(failure.Output) > 1 {
+		attrs = append(attrs, slog.Any("output", failure.Output))
+	}
+	v.log.LogAttrs(context.Background(), slog.LevelError, "the program did not start", attrs...)
+	if v.child != nil {
+		v.tell(activation.Ready()) // ends what Reloading began
+		v.tell(activation.Status(err.Error()))
+		return
+	}
+	v.code = startCode(err)
+	if v.code == 0 || v.last == nil {
+		v.finished = true
+	}
+	v.again()
+}
+
+// ended takes note of the end of a version that has led.
+func (v *supervisor) ended(w *ward) {
+	if v.retired[w] {
+		delete(v.retired, w)
+		return
+	}
+	v.child = nil
+	v.code = exitCode(w.exit)
+	v.log.LogAttrs(context.Background(), slog.LevelInfo, "the program has ended", slog.Int("pid", w.pid), slog.Int("status", v.code))
+	if v.code == 0 {
+		v.finished = true
+	}
+	const stable = 10 * time.Second
+	if time.Since(w.since) >= stable {
+		v.failures = 0
+	}
+	switch {
+	case v.starting == nil:
+		v.again()
+	case v.finished:
+		v.starting.cancel(errStopped)
+	}
+}
+
+// again has the program started once more, after a pause that grows. After one that ran for a while there is none.
+func (v *supervisor) again() {
+	if v.finished {
+		return
+	}
+	const most = 10
+	var pause time.Duration
+	if v.failures > 0 {
+		pause = min(v.shortest<<(v.failures-1), 100*v.shortest)
+	}
+	if v.failures++; v.failures >= most {
+		v.log.LogAttrs(context.Background(), slog.LevelError, "gave up", slog.Int("failures", v.failures))
+		v.finished = true
+		return
+	}
+	v.log.LogAttrs(context.Background(), slog.LevelWarn, "starting the program again", slog.Duration("in", pause))
+	v.restart = time.After(pause)
 }
 
 func (v *supervisor) tell(err error) {
@@ -340,38 +568,65 @@ func (v *supervisor) tell(err error) {
 	}
 }
 
-// owns tells whether a process is waited for already.
-func (v *supervisor) owns(pid int) bool {
-	for _, w := range []*ward{v.child, v.starting} {
-		if w != nil && w.successor != nil && w.pid == pid {
-			return true
-		}
+// reap waits for what the kernel gave to process 1. While a program is being started it might take what belongs to that:
+// the command may be built first.
+func (v *supervisor) reap() {
+	if os.Getpid() == 1 && (v.starting == nil || v.starting.successor != nil) {
+		proc.ReapOrphans(v.owns)
 	}
-	for w := range v.retired {
-		if w.pid == pid {
-			return true
-		}
-	}
-	return false
 }
 
-// clear ends what is left of all versions, at the end.
-func (v *supervisor) clear() {
+// owns tells whether a process is waited for already.
+func (v *supervisor) owns(pid int) bool {
+	is := func(w *ward) bool { return w != nil && w.successor != nil && w.pid == pid }
 	for w := range v.retired {
-		select {
-		case <-w.gone:
-		case <-time.After(v.config.drain()):
-			w.kill()
+		if is(w) {
+			return true
 		}
-		<-v.ended
 	}
-	if v.last != nil {
-		for _, f := range v.last.estate {
-			if s := f.label.Socket; s != nil && s.File != nil {
-				_ = s.File.remove() // it crashed, or has done so itself
-			}
+	return is(v.child) || is(v.starting)
+}
+
+// clear lets go of what the versions have given, at the end.
+func (v *supervisor) clear() {
+	if v.last == nil {
+		return
+	}
+	for _, k := range v.last.estate {
+		if s := k.label.Socket; s != nil && s.File != nil {
+			_ = s.File.remove() // where it crashed; else it has done so itself
 		}
-		v.last.clear()
+	}
+	v.last.clear()
+}
+
+// unclaimed are the sockets of systemd that the version which led last has not taken.
+func (v *supervisor) unclaimed() (files []*os.File, err error) {
+	for _, g := range v.given {
+		if v.last.has(g.held) {
+			continue
+		}
+		file, err := g.held.File(g.name)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
+
+func (a wish) answer(err error) {
+	if a.from == nil || a.from.successor == nil {
+		return
+	}
+	_ = a.from.send(message{Do: doUpgraded, ID: a.id, Failure: failureOf(err)}, nil) // it may have ended
+}
+
+// stop passes on what ends the program.
+func (w *ward) stop(sig syscall.Signal) {
+	if w.successor != nil {
+		w.told = true
+		w.signal(sig)
 	}
 }
 
@@ -390,13 +645,14 @@ func (w *ward) keep(l *label, file *os.File) {
 	if l == nil || file == nil {
 		return
 	}
+	held, err := descriptor.Hold(file)
+	if err != nil {
+		return
+	}
+	w.forget(l)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	key := l.encode()
-	if old, ok := w.estate[key]; ok {
-		_ = old.file.Close()
-	}
-	w.estate[key] = passed{*l, file}
+	w.estate[l.encode()] = kept{*l, held}
 }
 
 func (w *ward) forget(l *label) {
@@ -405,38 +661,65 @@ func (w *ward) forget(l *label) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if old, ok := w.estate[l.encode()]; ok {
-		_ = old.file.Close()
+	if k, ok := w.estate[l.encode()]; ok {
+		_ = k.held.Close()
 		delete(w.estate, l.encode())
 	}
 }
 
 // files are duplicates of what the version has given.
-func (w *ward) files() ([]passed, error) {
+func (w *ward) files() (files []passed, err error) {
 	if w == nil {
 		return nil, nil
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var files []passed
-	for _, f := range w.estate {
-		file, err := descriptor.Duplicate(f.file, f.file.Name())
+	for _, k := range w.estate {
+		file, err := k.held.File(k.label.encode())
 		if err != nil {
-			closePassed(files)
-			return nil, err
+			return files, err
 		}
-		files = append(files, passed{f.label, file})
+		files = append(files, passed{k.label, file})
 	}
 	return files, nil
+}
+
+// has tells whether the version has given this very socket.
+func (w *ward) has(socket descriptor.Held) bool {
+	if w == nil {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, k := range w.estate {
+		if k.held.Same(socket) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *ward) clear() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for key, f := range w.estate {
-		_ = f.file.Close()
-		delete(w.estate, key)
+	for _, k := range w.estate {
+		_ = k.held.Close()
 	}
+	clear(w.estate)
+}
+
+// startCode is the status after a start that failed, as a shell has it.
+func startCode(err error) int {
+	var failure *UpgradeError
+	switch {
+	case errors.As(err, &failure) && failure.PID != 0 && errors.Is(err, errNotReady):
+		return 0
+	case failure != nil && failure.PID != 0:
+		return exitCode(err)
+	case errors.Is(err, fs.ErrPermission):
+		return 126
+	}
+	return 127
 }
 
 // exitCode is the status as a shell has it.
@@ -452,4 +735,14 @@ func exitCode(err error) int {
 		return 128 + int(status.Signal())
 	}
 	return exit.ExitCode()
+}
+
+// hasTerminal tells whether this process has a controlling terminal.
+func hasTerminal() bool {
+	file, err := os.OpenFile("/dev/tty", os.O_RDONLY|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return false
+	}
+	_ = file.Close()
+	return true
 }

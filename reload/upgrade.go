@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-go/berth/activation"
+	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/internal/storename"
 )
 
@@ -21,14 +22,14 @@ var errStopped = errors.New("this process stops")
 var errNotReady = errors.New("it ended without an error before it was ready: does it call Ready or Serve?")
 
 // errNotOurs is how a child of systemd has ended, in place of its status.
-var errNotOurs = errors.New("systemd knows how")
+var errNotOurs = errors.New("systemd has its exit status")
 
 // An UpgradeError says why the new version did not take over. The old one goes on, and nothing is left of the new one.
 type UpgradeError struct {
 	Command string   // path of the new version
 	PID     int      // its process; 0 where none was started
 	Output  []string // the last lines that it wrote
-	Err     error    // why: an *exec.ExitError, context.DeadlineExceeded where it was not ready in time ...
+	Err     error    // why: an *exec.ExitError (not below systemd), context.DeadlineExceeded where it was not ready in time ...
 }
 
 func (e *UpgradeError) Error() string {
@@ -94,7 +95,9 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 		return fmt.Errorf("reload: no upgrade without an Upgrader: %w", errors.ErrUnsupported)
 	}
 	if c := u.supervisor(); c != nil {
-		return u.upgradeBySupervisor(ctx, c)
+		if err := u.upgradeBySupervisor(ctx, c); !errors.Is(err, errAlone) {
+			return err
+		}
 	}
 	u.mu.Lock()
 	select {
@@ -135,6 +138,13 @@ func (u *Upgrader) run() {
 	if !u.turn() {
 		u.finishPending(fmt.Errorf("reload: no upgrade: %w", errStopped))
 		return
+	}
+	if u.parent != nil && u.parent.next != nil { // the supervisor has ended, and had another version lead before
+		select {
+		case <-u.closing:
+			return
+		case <-u.resumed:
+		}
 	}
 	for {
 		select {
@@ -207,7 +217,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	}
 
 	u.tell(activation.Reloading())
-	cmd, err := u.command()
+	cmd, err := commandOf(u.config.Command, u.program)
 	if err != nil {
 		return give(err)
 	}
@@ -241,24 +251,23 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	// With NotifyAccess=main systemd hears this process until it has taken note of the new one, and that one from then on.
 	supervised := activation.Supervised()
 	if supervised {
-		u.tell(activation.MainPID(s.pid))
-		barrier, cancel := context.WithTimeout(ctx, 5*time.Second)
-		u.tell(activation.Barrier(barrier))
-		cancel()
+		u.announce(ctx, s.pid)
 	}
 	u.faults.reach("announced")
 	u.charge.leave()
+	u.hold(true)
 	err = s.lead(u.again())
 	if err == nil {
 		u.faults.reach("told")
 		err = u.await(ctx, s, s.led)
 	}
 	if err != nil {
-		s.kill() // before this process is in charge again
-		if supervised {
-			u.tell(activation.MainPID(os.Getpid())) // heard where the unit listens to all
+		if supervised { // heard where the unit listens to all; elsewhere systemd sees the end of a main process
+			u.announce(ctx, os.Getpid())
 		}
+		s.kill() // before this process is in charge again
 		u.charge.take()
+		u.hold(false)
 		return give(err)
 	}
 	u.log.LogAttrs(ctx, slog.LevelInfo, "upgraded", slog.Int("pid", s.pid), slog.Duration("after", time.Since(begin)))
@@ -268,8 +277,35 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	return nil
 }
 
+// hold keeps Serve from accepting, or lets it. The new version accepts before it leads; so once it says that it does,
+// whoever connects is answered by that one.
+func (u *Upgrader) hold(held bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, g := range u.gates {
+		if held {
+			g.hold()
+		} else {
+			g.release()
+		}
+	}
+}
+
+// announce tells systemd which process is the main one, and waits until it has heard that. What either process has told the
+// watchdog may be half an interval ago, or unheard; so the one that is announced begins with a whole interval.
+func (u *Upgrader) announce(ctx context.Context, pid int) {
+	u.tell(activation.Notify(fmt.Sprintf("MAINPID=%d", pid), "WATCHDOG=1"))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	u.tell(activation.Barrier(ctx))
+}
+
 // await waits for the successor to say something.
 func (u *Upgrader) await(ctx context.Context, s *successor, said <-chan struct{}) error {
+	return await(ctx, s, said, u.config.timeout(), u.closing)
+}
+
+func await(ctx context.Context, s *successor, said <-chan struct{}, timeout time.Duration, closing <-chan struct{}) error {
 	select {
 	case <-said:
 		return nil
@@ -285,19 +321,18 @@ func (u *Upgrader) await(ctx context.Context, s *successor, said <-chan struct{}
 		return fmt.Errorf("it ended before it had taken over: %w", s.exit)
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fmt.Errorf("it was not ready within %v: %w", u.config.timeout(), ctx.Err())
+			return fmt.Errorf("it was not ready within %v: %w", timeout, ctx.Err())
 		}
-		return ctx.Err()
-	case <-u.closing:
+		return context.Cause(ctx)
+	case <-closing:
 		return errStopped
 	}
 }
 
-// command is the next version, to be started.
-func (u *Upgrader) command() (*exec.Cmd, error) {
-	make := u.config.Command
+// commandOf is the next version, to be started.
+func commandOf(make func() (*exec.Cmd, error), p program) (*exec.Cmd, error) {
 	if make == nil {
-		make = u.program.command
+		make = p.command
 	}
 	cmd, err := make()
 	if err != nil {
@@ -310,6 +345,7 @@ func (u *Upgrader) command() (*exec.Cmd, error) {
 		cmd.Env = os.Environ()
 	}
 	cmd.Env = environment(cmd.Env, sentinel+"=yes")
+	cmd.ExtraFiles = nil
 	return cmd, nil
 }
 
@@ -364,8 +400,8 @@ func (u *Upgrader) report(e *UpgradeError) {
 		level = slog.LevelInfo
 	}
 	u.log.LogAttrs(context.Background(), level, "no upgrade", attrs...)
-	u.tell(activation.Notify("READY=1")) // ends what Reloading began
 	u.tell(activation.Status(e.Error()))
+	u.tell(activation.Ready()) // ends what Reloading began; who waits for that finds out why
 }
 
 // tell is for messages to systemd: that one is lost must not disturb the service.
@@ -398,6 +434,8 @@ func (u *Upgrader) doReady() error {
 		select {
 		case <-u.parent.lead:
 			again = u.parent.again
+		case <-u.parent.orphan:
+			return fmt.Errorf("reload: not ready: %w", errOrphan)
 		case <-u.closing:
 			return fmt.Errorf("reload: not ready: %w", errStopped)
 		}
@@ -430,6 +468,7 @@ func (u *Upgrader) doReady() error {
 	u.tell(activation.Ready())
 	if u.parent != nil && u.parent.channel != nil {
 		u.faults.reach("in charge")
+		u.parent.testify()
 		_ = u.parent.channel.send(message{Do: doLead}, nil) // the parent may have ended
 	}
 	if again {
@@ -455,6 +494,9 @@ func (u *Upgrader) dropLegacy() {
 	}
 	u.legacy = nil
 	for name, file := range u.heirloom {
+		if err := registry.Discard(name, file); err != nil {
+			u.log.LogAttrs(context.Background(), slog.LevelWarn, "the record of a socket stays that this version does not ask for", slog.Any("error", err))
+		}
 		_ = file.Close()
 		delete(u.heirloom, name)
 	}

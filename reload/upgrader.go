@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,11 +79,14 @@ type Upgrader struct {
 	keepers  map[string]*keeper // files to hand on
 	heirloom map[string]*os.File
 	serving  chan *successor // Serve is told here of one that leads; nil: there is no Serve
+	gates    []*gate         // of Serve
 
 	pending   *request     // an upgrade that nobody works on yet
-	asked     *request     // an upgrade that the supervisor works on
 	successor *successor   // in charge instead of this process
 	files     []socketFile // of Unix sockets, to be removed at the last stop
+
+	asked map[int]chan<- error // upgrades that the supervisor has been asked for
+	asks  int                  // how many
 
 	charge charge
 
@@ -147,7 +151,7 @@ func newUpgrader(config Config, faults faults) (*Upgrader, error) {
 	}
 	u := &Upgrader{
 		config: config, log: config.Logger, program: thisProgram(), faults: faults,
-		keepers: map[string]*keeper{}, heirloom: map[string]*os.File{},
+		keepers: map[string]*keeper{}, heirloom: map[string]*os.File{}, asked: map[int]chan<- error{},
 		ready: make(chan struct{}), wake: make(chan struct{}, 1), resumed: make(chan struct{}),
 		done: make(chan struct{}), closing: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -202,7 +206,7 @@ func (u *Upgrader) inherit() error {
 	if !flip.HasParent() {
 		return nil
 	}
-	u.parent = &parent{flip: flip, lead: make(chan struct{}), gone: make(chan struct{})}
+	u.parent = &parent{flip: flip, lead: make(chan struct{}), orphan: make(chan struct{}), gone: make(chan struct{})}
 	for _, file := range files {
 		l, err := parseLabel(file.Name())
 		if err != nil {
@@ -215,6 +219,8 @@ func (u *Upgrader) inherit() error {
 			if u.parent.channel, err = openChannel(file); err != nil {
 				return err
 			}
+		case l.Witness:
+			u.parent.witness = file
 		case l.Stream != "":
 			u.parent.output.add(l, file)
 		case l.File != "":
@@ -306,21 +312,13 @@ func take[S any](u *Upgrader, id identity, from func(*os.File) (S, net.Addr, err
 
 // placeLocked gives a request its order among those alike, or refuses a second one for a fixed address.
 func (u *Upgrader) placeLocked(id *identity) error {
-	kept := u.sockets[:0]
+	u.pruneLocked()
 	taken := map[int]bool{}
 	for _, s := range u.sockets {
-		if !s.open() {
-			id := s.identity
-			u.forgetLocked(label{Socket: &id})
-			continue
-		}
-		kept = append(kept, s)
 		if s.same(*id) {
 			taken[s.Order] = true
 		}
 	}
-	clear(u.sockets[len(kept):])
-	u.sockets = kept
 	if len(taken) > 0 && !id.notFixed() {
 		return fmt.Errorf("reload: %s is open in this process already: close it, or give the second one another Name", id)
 	}
@@ -328,6 +326,17 @@ func (u *Upgrader) placeLocked(id *identity) error {
 		id.Order++
 	}
 	return nil
+}
+
+// pruneLocked forgets what the program has closed.
+func (u *Upgrader) pruneLocked() {
+	u.sockets = slices.DeleteFunc(u.sockets, func(s *socket) bool {
+		if s.open() {
+			return false
+		}
+		u.forgetLocked(label{Socket: &s.identity})
+		return true
+	})
 }
 
 // Keep hands a socket on to the next version, as long as it is open; it stays the caller's. A [net.UnixListener] or
@@ -440,7 +449,8 @@ func (u *Upgrader) estate() (files []passed, err error) {
 	return files, nil
 }
 
-// Done is closed when this process should end: the next version serves, or Close was called. [Upgrader.Serve] waits for it itself.
+// Done is closed when this process should end: the next version serves, Serve stops, or Close was called. Serve itself returns
+// only when what is in flight has been finished; until then, Done tells connections that nobody else can tell to end.
 func (u *Upgrader) Done() <-chan struct{} {
 	if u == nil {
 		return nil

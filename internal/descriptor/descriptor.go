@@ -3,6 +3,10 @@ package descriptor
 
 import "net/netip"
 
+// PassedVariable announces sockets that a supervisor of this module passes, as LISTEN_FDS does: the number of the first, and
+// the name of each, separated by colons.
+const PassedVariable = "BERTH_LISTEN"
+
 // Socket is what the kernel tells about a socket.
 type Socket struct {
 	// Network is "tcp", "udp", "unix", "unixpacket" or "unixgram"; "" for a socket that package net has no type for.
