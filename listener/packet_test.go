@@ -236,7 +236,7 @@ func TestForeignPacketConn(t *testing.T) {
 }
 
 func TestPacketFallback(t *testing.T) {
-	held, err := net.ListenPacket("udp", "127.0.0.1:0")
+	held, err := net.ListenPacket("udp", "127.0.0.1:"+freePort(t)) // TCP has it free too
 	require.NoError(t, err)
 	defer held.Close()
 	port := portOf(t, held.LocalAddr())
@@ -251,7 +251,7 @@ func TestPacketFallback(t *testing.T) {
 }
 
 func TestPacketConflict(t *testing.T) {
-	held, err := net.ListenPacket("udp", "127.0.0.1:0")
+	held, err := net.ListenPacket("udp", "127.0.0.1:"+freePort(t)) // TCP has it free too
 	require.NoError(t, err)
 	defer held.Close()
 	ln := listenPlain(t, "tcp", held.LocalAddr().String()) // has nothing to do with it

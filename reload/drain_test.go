@@ -72,6 +72,9 @@ type load struct {
 func newLoad(addr net.Addr, config *tls.Config) *load {
 	return &load{stop: make(chan struct{}), dial: func() (net.Conn, error) {
 		conn, err := net.Dial(addr.Network(), addr.String())
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // no port stays in TIME_WAIT, where it would be in the way of other tests
+		}
 		if err == nil && config != nil {
 			conn = tls.Client(conn, config)
 		}

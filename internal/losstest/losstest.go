@@ -223,6 +223,11 @@ func (c *client) dial(protocols ...string) (*conn, bool) {
 		c.lost(1, "dial", err)
 		return nil, false
 	}
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		// Thousands of ports that stay in TIME_WAIT for a minute would disturb whatever runs beside it. A client closes when
+		// it has read all that it will, so what a reset could take away is nothing.
+		_ = tcp.SetLinger(0) // without it only that is lost
+	}
 	// One deadline for all that is written: after one that has passed, a TLS connection could not be written to any more.
 	err = raw.SetDeadline(time.Now().Add(patience))
 	if err == nil && (c.TLS || len(protocols) > 0) {
