@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -47,7 +48,8 @@ type role struct {
 
 	// Fail says how a version fails before it is ready: "exit 0", "exit 7", "panic", "hang". It is for a version that has a parent alone.
 	Fail string
-	// At is the step at which this process is killed by SIGKILL ("kill STEP") or stops ("stop STEP", "block STEP").
+	// At is the step at which this process is killed by SIGKILL ("kill STEP"), stops for good ("stop STEP"; with
+	// "block STEP" one goroutine does) or waits for SIGUSR2 ("wait STEP").
 	At string
 	// Child is started before Ready, in the version that has a parent: a process that an upgrade which fails has to take
 	// with it.
@@ -162,6 +164,11 @@ func (p *played) at(step string) {
 	if at != step {
 		return
 	}
+	told := make(chan os.Signal, 1)
+	if what == "wait" {
+		signal.Notify(told, syscall.SIGUSR2)
+		defer signal.Stop(told)
+	}
 	p.say("at %s", step)
 	switch what {
 	case "kill":
@@ -169,9 +176,11 @@ func (p *played) at(step string) {
 		select {}
 	case "block": // this goroutine, while the others go on
 		select {}
-	case "stop": // until the test goes on
+	case "wait":
+		<-told
+	case "stop": // for good: the test kills it
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		time.Sleep(10 * time.Millisecond) // another thread may take it
+		select {} // another thread may take it
 	}
 }
 

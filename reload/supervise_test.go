@@ -584,7 +584,7 @@ func TestSuperviseSignals(t *testing.T) {
 	})
 	t.Run("while it steps back", func(t *testing.T) {
 		t.Parallel()
-		s := supervise(t, func(r *role) { r.At = "stop yields" })
+		s := supervise(t, func(r *role) { r.At = "wait yields" })
 		r := s.role
 		r.At = ""
 		s.next(r)
@@ -593,7 +593,7 @@ func TestSuperviseSignals(t *testing.T) {
 		s.said("at yields")
 		signalTo(t, s.pid(), syscall.SIGTERM)
 		dies(t, next)
-		signalTo(t, s.child, syscall.SIGCONT)
+		signalTo(t, s.child, syscall.SIGUSR2)
 		s.saidBy(t, s.child, "ended <nil>")
 		require.Equal(t, 0, s.code(t))
 		s.empty(t)
