@@ -381,7 +381,9 @@ func (l *line) read(r io.Reader) {
 func (l *line) next(r role) {
 	text, err := json.Marshal(r)
 	require.NoError(l.t, err)
-	require.NoError(l.t, os.WriteFile(l.path, text, 0o600))
+	temporary := l.path + ".new" // a version that starts right now reads the one or the other
+	require.NoError(l.t, os.WriteFile(temporary, text, 0o600))
+	require.NoError(l.t, os.Rename(temporary, l.path))
 }
 
 // said waits for a line that begins so and was not asked for before, and returns who said it and the rest.

@@ -211,7 +211,25 @@ func (s *successor) awaitEnd() {
 
 // lead tells the process to take charge.
 func (s *successor) lead(again bool) error {
-	return s.send(message{Do: doLead, Again: again}, nil)
+	err := s.send(message{Do: doLead, Again: again}, nil)
+	if err == nil {
+		return nil
+	}
+	// It has ended, and how says more than that nobody listens.
+	select {
+	case <-s.gone:
+		return s.ended()
+	case <-time.After(together):
+		return fmt.Errorf("it does not listen: %w", err)
+	}
+}
+
+// ended says how the process ended, which had not taken over.
+func (s *successor) ended() error {
+	if s.exit == nil {
+		return errNotReady
+	}
+	return fmt.Errorf("it ended before it had taken over: %w", s.exit)
 }
 
 // letGo leaves the process alone: it leads.

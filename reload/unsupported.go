@@ -53,6 +53,7 @@ func launch(*exec.Cmd, []passed, message, func(message, *os.File)) (*successor, 
 
 func (*successor) lead(bool) error { return errors.ErrUnsupported }
 func (*successor) letGo()          {}
+func (*successor) ended() error    { return errors.ErrUnsupported }
 func (*successor) kill()           {}
 func (*successor) release()        {}
 func (*successor) lines() []string { return nil }

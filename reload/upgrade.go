@@ -315,10 +315,7 @@ func await(ctx context.Context, s *successor, said <-chan struct{}, timeout time
 	case <-said:
 		return nil
 	case <-s.gone:
-		if s.exit == nil {
-			return errNotReady
-		}
-		return fmt.Errorf("it ended before it had taken over: %w", s.exit)
+		return s.ended()
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return fmt.Errorf("it was not ready within %v: %w", timeout, ctx.Err())
