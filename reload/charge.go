@@ -47,12 +47,13 @@ func (c *charge) on(f func()) (cancel func()) {
 
 // InCharge reports whether this process owns what is handed on: records, locks, the files of sockets. The first version
 // does from the start, a new one from the moment that its parent has stepped back, and the parent does no longer. Where
-// a new version ends while its parent still drains, the parent is in charge again. A process without an Upgrader is.
+// a new version crashes while Serve of its parent still tells clients to come again, the parent is in charge again. A process
+// without an Upgrader is.
 func (u *Upgrader) InCharge() bool { return u == nil || u.charge.has.Load() }
 
 // OnCharge calls f now, if this process is in charge, and each time that it comes to be, until cancel. It is for what only
 // one process may do, such as writing a file with its address. Calls come one after the other, and none after cancel has
-// returned; f must not call OnCharge or cancel.
+// returned; f must not call OnCharge or cancel, nor close a listener of package listener, which does.
 func (u *Upgrader) OnCharge(f func()) (cancel func()) {
 	if u == nil {
 		f()

@@ -177,7 +177,6 @@ type message struct {
 	Supervised bool     `json:"supervised,omitempty"` // hello: the other side is a supervisor, and stays
 	Sibling    bool     `json:"sibling,omitempty"`    // hello: the new process is a child of systemd, as the old one is
 	PID        int      `json:"pid,omitempty"`        // hello from a supervisor: who leads; yield: who is about to
-	Again      bool     `json:"again,omitempty"`      // lead: an upgrade was asked for meanwhile
 	Label      *label   `json:"label,omitempty"`      // keep, forget
 	ID         int      `json:"id,omitempty"`         // upgrade, cancel, upgraded: of one request; 0: no answer is wanted
 	Failure    *failure `json:"failure,omitempty"`    // upgraded

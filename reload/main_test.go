@@ -325,7 +325,9 @@ func begin(t testing.TB, r role, change ...func(*exec.Cmd)) *line {
 	}
 	stdout, writer, err := os.Pipe()
 	require.NoError(t, err)
-	l.cmd.Stdout = writer
+	if l.cmd.Stdout == nil {
+		l.cmd.Stdout = writer
+	}
 	stderr, errWriter, err := os.Pipe()
 	require.NoError(t, err)
 	l.cmd.Stderr = errWriter

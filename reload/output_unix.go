@@ -37,11 +37,12 @@ type capture struct {
 	streams []stream
 	tail    tail
 	copying sync.WaitGroup
+	copied  chan struct{} // closed when nothing is copied any more
 }
 
 // newCapture makes the pipes. A standard stream that cannot go through one goes to the new process as it is.
 func newCapture() (*capture, error) {
-	c := &capture{}
+	c := &capture{copied: make(chan struct{})}
 	for i, target := range []*os.File{os.Stdout, os.Stderr} {
 		info, err := target.Stat()
 		if err != nil || descriptor.Nonblocking(int(target.Fd())) { // closed; or the new process could not go back to it
@@ -104,6 +105,10 @@ func (c *capture) start() {
 		_ = s.writer.Close() // the new process has it
 		c.copying.Go(func() { _, _ = io.Copy(io.MultiWriter(&c.tail, lenient{s.target}), s.reader) })
 	}
+	go func() {
+		c.copying.Wait()
+		close(c.copied)
+	}()
 }
 
 // leave stops reading. What is in the pipes is for the new process to pass on.
@@ -111,7 +116,16 @@ func (c *capture) leave() {
 	for _, s := range c.streams {
 		_ = s.reader.Close()
 	}
-	c.copying.Wait()
+	c.settle()
+}
+
+// settle waits for what is being passed on; not for ever: whoever reads the standard output may have stopped to.
+func (c *capture) settle() {
+	const patience = 200 * time.Millisecond
+	select {
+	case <-c.copied:
+	case <-time.After(patience):
+	}
 }
 
 // finish passes on what is left of a process that has ended. Something that it started may have the pipes open still.
@@ -120,7 +134,7 @@ func (c *capture) finish() {
 	for _, s := range c.streams {
 		_ = s.reader.SetReadDeadline(time.Now().Add(patience))
 	}
-	c.copying.Wait()
+	c.settle()
 	c.leave()
 }
 

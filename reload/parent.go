@@ -24,7 +24,6 @@ type parent struct {
 	hello   message
 	output  output
 	lead    chan struct{} // closed when this process is to lead
-	again   bool          // once lead is closed: one more upgrade was asked for
 	orphan  chan struct{} // closed when this process is never to lead
 	gone    chan struct{} // closed when it has ended, and all that follows from it is settled
 
@@ -101,7 +100,7 @@ func (p *parent) listen(u *Upgrader) {
 		switch m.Do {
 		case doLead:
 			if p.next == nil {
-				p.doLead(m.Again)
+				p.doLead()
 				continue
 			}
 			p.next.close() // it has failed
@@ -113,6 +112,7 @@ func (p *parent) listen(u *Upgrader) {
 		case doYield:
 			p.next = &heir{&successor{pid: m.PID, gone: make(chan struct{})}, file}
 			u.charge.leave()
+			u.hold(true)
 			u.faults.reach("yields")
 			_ = p.channel.send(m, nil) // where this fails the loop ends
 			u.faults.reach("yielded")
@@ -144,7 +144,7 @@ func (p *parent) bereaved(u *Upgrader) {
 		_ = p.witness.Close()
 		close(p.orphan)
 	default:
-		p.doLead(false)
+		p.doLead()
 	}
 }
 
@@ -155,9 +155,9 @@ func lives(h *proc.Handle) bool {
 	return h.Wait(ctx) != nil
 }
 
-func (p *parent) doLead(again bool) {
+func (p *parent) doLead() {
 	if !p.told {
-		p.told, p.again = true, again
+		p.told = true
 		if p.old != nil {
 			_ = p.old.Close()
 		}

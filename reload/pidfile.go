@@ -13,6 +13,14 @@ import (
 // others see when it is in charge.
 type pidFile string
 
+// absolute is the path as it is meant from where this process was started: the program may change its directory.
+func absolute(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(startDir, path)
+}
+
 // prepared is the file beside it. It always has the same name, so that one which a killed process left is no more than
 // replaced.
 func (p pidFile) prepared() string {
@@ -24,7 +32,7 @@ func (p pidFile) prepare() error {
 	if p == "" {
 		return nil
 	}
-	p.discard()
+	_ = os.Remove(p.prepared()) // of a process that was killed
 	file, err := os.OpenFile(p.prepared(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err == nil {
 		_, err = file.WriteString(strconv.Itoa(os.Getpid()) + "\n")
@@ -48,10 +56,11 @@ func (p pidFile) commit() error {
 }
 
 // discard removes what a process prepared that did not take charge.
-func (p pidFile) discard() {
-	if p != "" {
-		_ = os.Remove(p.prepared()) // mostly there is none
+func (p pidFile) discard(pid int) error {
+	if p == "" {
+		return nil
 	}
+	return removeNaming(p.prepared(), pid)
 }
 
 // remove removes the file if it names this process.
@@ -59,9 +68,13 @@ func (p pidFile) remove() error {
 	if p == "" {
 		return nil
 	}
-	text, err := os.ReadFile(string(p))
-	if err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(os.Getpid()) {
+	return removeNaming(string(p), os.Getpid())
+}
+
+func removeNaming(path string, pid int) error {
+	text, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(pid) {
 		return nil // somebody else's, or gone
 	}
-	return os.Remove(string(p))
+	return os.Remove(path)
 }

@@ -27,7 +27,8 @@ func Serve(ctx context.Context, server Server, listeners ...net.Listener) error 
 //   - SIGHUP upgrades, as [Upgrader.Upgrade] does.
 //   - After an upgrade the server drains. The new version accepts; this one answers what it has, and tells HTTP/1 clients by
 //     `Connection: close`, HTTP/2 clients by GOAWAY to come again. Connections end when they have been told. Those that do
-//     not speak, and hijacked and raw ones, have until Config.Drain. Where the new version ends meanwhile, this one goes on.
+//     not speak, and hijacked and raw ones, have until Config.Drain. Where the new version crashes while HTTP/1 clients are
+//     still to be told, this one goes on; later, and with other servers than an [*http.Server], it has closed its listeners.
 //   - SIGTERM, SIGINT and the end of ctx stop it: no new connections, what is in flight is finished, until Config.Drain. A second
 //     SIGINT ends it at once. The server's own Shutdown or Close stops it too.
 //   - systemd is told: READY, RELOADING, MAINPID, STOPPING and STATUS, so that Type=notify works with NotifyAccess=main.
@@ -42,8 +43,9 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 	}
 	s := &service{upgrader: u, server: drainerOf(server), log: slog.Default(), ceiling: (&Config{}).drain(), done: make(chan error, len(listeners))}
 	var upgraded chan *successor
-	signals := make(chan os.Signal, 16)
-	wanted := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	stops, upgrades := make(chan os.Signal, 16), make(chan os.Signal, 1)
+	signal.Notify(stops, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(stops)
 	if u == nil {
 		s.log.LogAttrs(ctx, slog.LevelInfo, "upgrades are off: there is no Upgrader")
 	} else {
@@ -56,21 +58,26 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 		u.serving = make(chan *successor, 1)
 		upgraded = u.serving
 		u.mu.Unlock()
-		wanted = append(wanted, upgradeSignals...)
+		signal.Notify(upgrades, upgradeSignals...)
+		defer signal.Stop(upgrades)
 	}
-	signal.Notify(signals, wanted...)
-	defer signal.Stop(signals)
-	s.signals = signals
+	s.stops, s.upgrades = stops, upgrades
 
 	for _, ln := range listeners {
-		g := newGate(ln)
-		s.gates = append(s.gates, g)
-		go func() { s.done <- s.server.serve(g) }()
+		s.gates = append(s.gates, newGate(ln))
 	}
 	if u != nil {
 		u.mu.Lock()
 		u.gates = s.gates
+		for _, g := range u.gates {
+			if u.held {
+				g.hold()
+			}
+		}
 		u.mu.Unlock()
+	}
+	for _, g := range s.gates {
+		go func() { s.done <- s.server.serve(g) }()
 	}
 	err := s.live(ctx, upgraded)
 	return errors.Join(err, u.Close())
@@ -83,8 +90,9 @@ type service struct {
 	log      *slog.Logger
 	ceiling  time.Duration
 	gates    []*gate
-	signals  <-chan os.Signal
-	done     chan error // of each listener, when it is served no more
+	stops    <-chan os.Signal
+	upgrades <-chan os.Signal // apart, since a storm of them fills the channel, and what does not fit is lost
+	done     chan error       // of each listener, when it is served no more
 }
 
 // live serves until something ends it.
@@ -110,12 +118,10 @@ func (s *service) live(ctx context.Context, upgraded <-chan *successor) error {
 			if err != nil {
 				return errors.Join(err, s.stop(ctx, "not ready"))
 			}
-		case sig := <-s.signals:
-			if sig != os.Interrupt && sig != syscall.SIGTERM {
-				s.log.LogAttrs(ctx, slog.LevelInfo, "upgrade asked for", slog.String("signal", sig.String()))
-				s.upgrader.request()
-				continue
-			}
+		case sig := <-s.upgrades:
+			s.log.LogAttrs(ctx, slog.LevelInfo, "upgrade asked for", slog.String("signal", sig.String()))
+			s.upgrader.request()
+		case sig := <-s.stops:
 			return s.stop(ctx, sig.String())
 		case <-ctx.Done():
 			return s.stop(ctx, ctx.Err().Error())
@@ -183,6 +189,10 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 		case <-spoken:
 			waiting = false
 		case <-next.gone:
+			if next.exit == nil { // it was stopped, and so is the service
+				waiting = false
+				break
+			}
 			stopTelling()
 			<-spoken
 			s.server.resume()
@@ -193,12 +203,10 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 			return false
 		case <-ctx.Done():
 			waiting = false
-		case sig := <-s.signals:
-			if sig == os.Interrupt || sig == syscall.SIGTERM {
-				waiting = false
-			} else {
-				s.passOn(ctx)
-			}
+		case <-s.stops:
+			waiting = false
+		case <-s.upgrades:
+			s.passOn(ctx)
 		}
 	}
 	stopTelling()
@@ -250,14 +258,12 @@ func (s *service) shut(ctx context.Context, begin time.Time) {
 		select {
 		case err = <-shut:
 			waiting = false
-		case sig := <-s.signals:
-			switch sig {
-			case os.Interrupt:
+		case sig := <-s.stops:
+			if sig == os.Interrupt { // by SIGTERM it stops already
 				cancel()
-			case syscall.SIGTERM: // it stops already
-			default:
-				s.passOn(ctx)
 			}
+		case <-s.upgrades:
+			s.passOn(ctx)
 		}
 	}
 	open := s.server.close()

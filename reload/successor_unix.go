@@ -45,9 +45,11 @@ type successor struct {
 	// The successor reads the other end, and takes its end for that of this process: nothing else closes it.
 	lifeline *os.File
 
-	mu    sync.Mutex
-	alone bool // it leads, and what it has started is its own affair
-	over  bool // its process group may be another's
+	mu      sync.Mutex
+	handle  *proc.Handle // nil: it had ended at once
+	sibling bool         // systemd reaps it, whenever it likes
+	alone   bool         // it leads, and what it has started is its own affair
+	over    bool         // its process group may be another's
 }
 
 // launch starts cmd and takes over files. The new process leads a process group of its own, so that whatever it starts
@@ -133,8 +135,13 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 		_ = readyReader.Close()
 		return nil, err
 	}
-	s.pid = cmd.Process.Pid
+	s.pid, s.sibling = cmd.Process.Pid, hello.Sibling
 	s.capture.start()
+	if err := s.open(); err != nil {
+		_ = cmd.Process.Kill()
+		_ = readyReader.Close()
+		return nil, err
+	}
 	go s.awaitReady(readyReader)
 	go s.awaitEnd()
 	go s.listen(hear)
@@ -187,11 +194,27 @@ func (s *successor) listen(hear func(message, *os.File)) {
 	}
 }
 
+// open gets hold of the process that was just started. One that systemd has reaped by now may have given its pid to another.
+func (s *successor) open() error {
+	handle, err := proc.Open(s.pid)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if s.cmd.Process.Signal(syscall.Signal(0)) != nil { // which asks the very process
+		return handle.Close()
+	}
+	s.handle = handle
+	return nil
+}
+
 // awaitEnd sees the end of the process before it is reaped, as long as its process group cannot be another's.
 func (s *successor) awaitEnd() {
-	if handle, err := proc.Open(s.pid); err == nil {
-		_ = handle.Wait(context.Background())
-		_ = handle.Close()
+	if s.handle != nil {
+		_ = s.handle.Wait(context.Background())
+		defer s.handle.Close()
 	}
 	s.mu.Lock()
 	if !s.alone {
@@ -210,8 +233,8 @@ func (s *successor) awaitEnd() {
 }
 
 // lead tells the process to take charge.
-func (s *successor) lead(again bool) error {
-	err := s.send(message{Do: doLead, Again: again}, nil)
+func (s *successor) lead() error {
+	err := s.send(message{Do: doLead}, nil)
 	if err == nil {
 		return nil
 	}
@@ -250,8 +273,12 @@ func (s *successor) kill() {
 }
 
 func (s *successor) killLocked() {
-	if !s.over {
-		_ = syscall.Kill(-s.pid, syscall.SIGKILL) // it fails where nobody is left
+	if s.over || s.handle == nil {
+		return
+	}
+	err := s.handle.KillGroup()
+	if errors.Is(err, errors.ErrUnsupported) && (!s.sibling || s.handle.Alive()) {
+		_ = syscall.Kill(-s.pid, syscall.SIGKILL) // it is not reaped yet, so the group is its own
 	}
 }
 

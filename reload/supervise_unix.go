@@ -56,6 +56,7 @@ func supervise(ctx context.Context, config Config, faults faults, pause time.Dur
 	if os.Getenv(sentinel) != "" && hasParent() {
 		return 0, false
 	}
+	config.PIDFile = absolute(config.PIDFile)
 	v := &supervisor{
 		config: config, log: config.Logger, program: thisProgram(), faults: faults, shortest: pause,
 		retired: map[*ward]bool{}, calls: make(chan func()), over: make(chan struct{}), terminal: hasTerminal(),
@@ -303,7 +304,7 @@ func (v *supervisor) try(ctx context.Context, w, old *ward, files []passed, sock
 			_ = f.Close()
 		}
 	}()
-	failure := &UpgradeError{Command: "the program"}
+	failure := &UpgradeError{Command: "the program", first: old == nil}
 	give := func(err error) (*successor, error) {
 		closePassed(files)
 		failure.Err = err
@@ -350,7 +351,7 @@ func (v *supervisor) try(ctx context.Context, w, old *ward, files []passed, sock
 	if err := v.introduce(ctx, s, old, witness); err != nil {
 		s.kill()
 		s.release()
-		pidFile(v.config.PIDFile).discard()
+		_ = pidFile(v.config.PIDFile).discard(s.pid) // it blocks nobody, and the next one replaces it
 		failure.Output = s.lines()
 		return give(err)
 	}
@@ -374,7 +375,7 @@ func (v *supervisor) introduce(ctx context.Context, s *successor, old *ward, wit
 	err := old.yield(ctx, s.pid, witness)
 	if err == nil {
 		reach("yielded")
-		err = s.lead(false)
+		err = s.lead()
 	}
 	if err == nil {
 		reach("told")
@@ -523,6 +524,7 @@ func (v *supervisor) failed(w *ward, err error) {
 func (v *supervisor) ended(w *ward) {
 	if v.retired[w] {
 		delete(v.retired, w)
+		w.clear() // what it has given since
 		return
 	}
 	v.child = nil

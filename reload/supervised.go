@@ -49,6 +49,7 @@ func (h *heir) leads() bool {
 func (h *heir) follow() {
 	_, _ = io.Copy(io.Discard, h.witness)
 	h.close()
+	h.exit = errNotOurs
 	close(h.gone)
 }
 

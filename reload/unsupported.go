@@ -51,7 +51,7 @@ func launch(*exec.Cmd, []passed, message, func(message, *os.File)) (*successor, 
 	return nil, errors.ErrUnsupported
 }
 
-func (*successor) lead(bool) error { return errors.ErrUnsupported }
+func (*successor) lead() error     { return errors.ErrUnsupported }
 func (*successor) letGo()          {}
 func (*successor) ended() error    { return errors.ErrUnsupported }
 func (*successor) kill()           {}

@@ -29,15 +29,23 @@ type UpgradeError struct {
 	Command string   // path of the new version
 	PID     int      // its process; 0 where none was started
 	Output  []string // the last lines that it wrote
-	Err     error    // why: an *exec.ExitError (not below systemd), context.DeadlineExceeded where it was not ready in time ...
+	// Err is why: an *exec.ExitError, context.DeadlineExceeded where it was not ready in time ... Of how a child of systemd
+	// ended only systemd knows, and from [Supervise] nothing but the text and context.DeadlineExceeded come.
+	Err error
+
+	first bool // under a supervisor: there is no old one
 }
 
 func (e *UpgradeError) Error() string {
-	text := "upgrade to " + e.Command
+	what, so := "upgrade to ", " failed, this version goes on: "
+	if e.first {
+		what, so = "start of ", " failed: "
+	}
+	text := what + e.Command
 	if e.PID != 0 {
 		text += fmt.Sprintf(" (pid %d)", e.PID)
 	}
-	text += " failed, this version goes on: " + strings.ReplaceAll(e.Err.Error(), "\n", "; ")
+	text += so + strings.ReplaceAll(e.Err.Error(), "\n", "; ")
 	if len(e.Output) > 0 {
 		text += fmt.Sprintf("; its last line: %q", e.Output[len(e.Output)-1])
 	}
@@ -65,6 +73,10 @@ func (u *Upgrader) request() {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.successor != nil {
+		_ = u.successor.send(message{Do: doUpgrade}, nil)
+		return
+	}
 	u.requestLocked()
 }
 
@@ -139,6 +151,7 @@ func (u *Upgrader) run() {
 		u.finishPending(fmt.Errorf("reload: no upgrade: %w", errStopped))
 		return
 	}
+	u.abandon()
 	if u.parent != nil && u.parent.next != nil { // the supervisor has ended, and had another version lead before
 		select {
 		case <-u.closing:
@@ -239,7 +252,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	give = func(err error) error {
 		s.kill()
 		s.release()
-		pidFile(u.config.PIDFile).discard()
+		_ = pidFile(u.config.PIDFile).discard(s.pid) // it blocks nobody, and the next one replaces it
 		failure.Err, failure.Output = err, s.lines()
 		u.report(failure)
 		return failure
@@ -248,6 +261,9 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 		return give(err)
 	}
 	u.faults.reach("ready")
+	// From here on giving up costs: whoever asked cannot, and the time is the new version's to take charge in.
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), u.config.timeout())
+	defer cancel()
 	// With NotifyAccess=main systemd hears this process until it has taken note of the new one, and that one from then on.
 	supervised := activation.Supervised()
 	if supervised {
@@ -256,7 +272,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	u.faults.reach("announced")
 	u.charge.leave()
 	u.hold(true)
-	err = s.lead(u.again())
+	err = s.lead()
 	if err == nil {
 		u.faults.reach("told")
 		err = u.await(ctx, s, s.led)
@@ -282,6 +298,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 func (u *Upgrader) hold(held bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.held = held
 	for _, g := range u.gates {
 		if held {
 			g.hold()
@@ -346,23 +363,17 @@ func commandOf(make func() (*exec.Cmd, error), p program) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// again tells whether an upgrade is asked for that is the successor's to do, and is done with it here.
-func (u *Upgrader) again() bool {
-	u.mu.Lock()
-	again := u.pending != nil
-	u.mu.Unlock()
-	u.finishPending(nil)
-	return again
-}
-
 // retire ends the part of this process: another one leads.
 func (u *Upgrader) retire(s *successor) {
 	u.charge.leave()
 	u.mu.Lock()
 	u.successor = s
-	serving := u.serving
+	serving, pending := u.serving, u.pending != nil
 	u.mu.Unlock()
-	u.finishPending(nil) // asked for in the last moment: the successor was just started
+	if pending { // asked for since this upgrade began, to a program that may be newer
+		_ = s.send(message{Do: doUpgrade}, nil) // where it has ended, this process is in charge again
+		u.finishPending(nil)
+	}
 	if serving == nil {
 		u.finish()
 		return
@@ -424,18 +435,17 @@ func (u *Upgrader) doReady() error {
 	if err := file.prepare(); err != nil {
 		return fmt.Errorf("reload: %w", err)
 	}
-	again := false
 	if u.parent != nil {
 		_ = u.parent.flip.Ready() // it fails where the parent has ended, and then this process leads without it
 		u.faults.reach("said ready")
 		select {
 		case <-u.parent.lead:
-			again = u.parent.again
 		case <-u.parent.orphan:
 			return fmt.Errorf("reload: not ready: %w", errOrphan)
 		case <-u.closing:
 			return fmt.Errorf("reload: not ready: %w", errStopped)
 		}
+		u.hold(false)
 		u.faults.reach("leads")
 		u.parent.output.restore()
 	}
@@ -468,9 +478,6 @@ func (u *Upgrader) doReady() error {
 		u.parent.testify()
 		_ = u.parent.channel.send(message{Do: doLead}, nil) // the parent may have ended
 	}
-	if again {
-		u.request()
-	}
 	return nil
 }
 
@@ -481,15 +488,24 @@ func (u *Upgrader) dropLegacy() {
 	for _, l := range u.legacy {
 		u.log.LogAttrs(context.Background(), slog.LevelInfo, "closed a socket that this version does not ask for", slog.String("network", l.Network),
 			slog.String("requested", l.Address), slog.String("address", l.addr))
+		_ = l.file.Close()
+	}
+	u.unwanted, u.legacy = u.legacy, nil
+}
+
+// abandon removes what nobody wants of the version before, which has ended. Until then it may have to serve again.
+func (u *Upgrader) abandon() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range u.unwanted {
 		if l.File != nil {
 			u.removeLogged(*l.File)
 		}
-		_ = l.file.Close()
 		if activation.Supervised() { // the old version may have stored it, for a next run
 			u.tell(activation.Unstore(storename.For(l.Name, l.Network, l.Address)))
 		}
 	}
-	u.legacy = nil
+	u.unwanted = nil
 	for name, file := range u.heirloom {
 		if err := registry.Discard(name, file); err != nil {
 			u.log.LogAttrs(context.Background(), slog.LevelWarn, "the record of a socket stays that this version does not ask for", slog.Any("error", err))
@@ -546,6 +562,7 @@ func (u *Upgrader) doClose() error {
 	u.halt()
 	var errs []error
 	if u.InCharge() {
+		u.abandon()
 		u.mu.Lock()
 		for _, f := range u.files {
 			errs = append(errs, f.remove())
@@ -553,7 +570,7 @@ func (u *Upgrader) doClose() error {
 		u.mu.Unlock()
 		errs = append(errs, pidFile(u.config.PIDFile).remove())
 	}
-	pidFile(u.config.PIDFile).discard()
+	errs = append(errs, pidFile(u.config.PIDFile).discard(os.Getpid()))
 	u.mu.Lock()
 	for _, l := range u.legacy {
 		_ = l.file.Close()

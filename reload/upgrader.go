@@ -76,6 +76,8 @@ type Upgrader struct {
 	mu       sync.Mutex
 	sockets  []*socket          // open in this process
 	legacy   []*legacy          // inherited and not taken
+	unwanted []*legacy          // not even by Ready
+	held     bool               // Serve is not to accept
 	keepers  map[string]*keeper // files to hand on
 	heirloom map[string]*os.File
 	serving  chan *successor // Serve is told here of one that leads; nil: there is no Serve
@@ -149,6 +151,7 @@ func newUpgrader(config Config, faults faults) (*Upgrader, error) {
 	if current.Load() != nil {
 		return nil, errors.New("reload: this process has an Upgrader already: use that one, a process inherits once")
 	}
+	config.PIDFile = absolute(config.PIDFile)
 	u := &Upgrader{
 		config: config, log: config.Logger, program: thisProgram(), faults: faults,
 		keepers: map[string]*keeper{}, heirloom: map[string]*os.File{}, asked: map[int]chan<- error{},
@@ -167,6 +170,7 @@ func newUpgrader(config Config, faults faults) (*Upgrader, error) {
 		return nil, fmt.Errorf("reload: %w", err)
 	}
 	u.charge.has.Store(u.parent == nil)
+	u.held = u.parent != nil // what a version accepts that fails before it leads is lost with it
 	current.Store(u)
 	if u.parent != nil {
 		go u.parent.watch(u)
@@ -278,9 +282,11 @@ func take[S any](u *Upgrader, id identity, from func(*os.File) (S, net.Addr, err
 	}
 	found := -1
 	for i, l := range u.legacy {
-		if l.same(id) && l.Order == id.Order {
-			found = i
-			break
+		if l.same(id) {
+			if found < 0 || !u.legacy[found].same(id) || l.Order < u.legacy[found].Order {
+				found = i
+			}
+			continue
 		}
 		if found < 0 && l.Packet == id.Packet && l.Network == id.Network && id.isObtained(l.addr) {
 			found = i
@@ -356,17 +362,17 @@ func (u *Upgrader) Keep(name, network, address string, conn syscall.Conn) error 
 	default:
 		id.Packet = strings.HasPrefix(network, "udp") || strings.HasPrefix(network, "ip") || network == "unixgram"
 	}
-	switch c := conn.(type) {
-	case *net.UnixListener:
-		c.SetUnlinkOnClose(false)
-		id.File = newSocketFile(addr)
-	case *net.UnixConn:
+	switch conn.(type) {
+	case *net.UnixListener, *net.UnixConn:
 		id.File = newSocketFile(addr)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if err := u.placeLocked(&id); err != nil {
 		return err
+	}
+	if ln, ok := conn.(*net.UnixListener); ok {
+		ln.SetUnlinkOnClose(false)
 	}
 	s := &socket{id, conn, ""}
 	if addr != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"syscall"
 )
 
 // A Handle holds on to exactly one process, from [Open] to [Handle.Close]. Where the process has ended, no method
@@ -48,10 +49,17 @@ func (h *Handle) PID() int { return h.pid }
 //
 // On Windows nothing asks a process of another console to end: there the error is errors.ErrUnsupported, and what is
 // left is [Handle.Kill].
-func (h *Handle) Terminate() error { return h.h.terminate() }
+func (h *Handle) Terminate() error { return h.h.ask(syscall.SIGTERM) }
+
+// Ask is [Handle.Terminate] by another signal.
+func (h *Handle) Ask(signal syscall.Signal) error { return h.h.ask(signal) }
 
 // Kill ends the process, by SIGKILL. It does not wait for the end. Errors are those of Terminate.
 func (h *Handle) Kill() error { return h.h.kill() }
+
+// KillGroup ends the process group that the process leads, by SIGKILL, also where the process itself has ended. It means
+// that group, and no later one of its number. Needs Linux 6.9; the error is errors.ErrUnsupported without.
+func (h *Handle) KillGroup() error { return h.h.killGroup() }
 
 // Alive reports whether the process has not ended yet. One that has ended, and was not waited for by its parent
 // (a zombie), is not alive. After Close it reports false.

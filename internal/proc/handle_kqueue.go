@@ -64,11 +64,11 @@ func add(kq int, changes []unix.Kevent_t) error {
 	}
 }
 
-func (h *handle) terminate() error {
-	if err := h.signal(unix.SIGTERM); err != nil {
+func (h *handle) ask(signal unix.Signal) error {
+	if err := h.signal(signal); err != nil {
 		return err
 	}
-	// SIGTERM is pending now and comes first when the process goes on. Whether it is suspended is not looked up:
+	// The signal is pending now and comes first when the process goes on. Whether it is suspended is not looked up:
 	// it takes a program, ps(1), to know.
 	if err := h.signal(unix.SIGCONT); !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -202,3 +202,5 @@ func (h *handle) close() error {
 	h.closed = true
 	return os.NewSyscallError("close", unix.Close(h.kq))
 }
+
+func (*handle) killGroup() error { return errors.ErrUnsupported }

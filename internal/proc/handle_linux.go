@@ -81,11 +81,11 @@ func (s *system) openPidfd(pid int) (int, error) {
 	return fd, nil
 }
 
-func (h *handle) terminate() error {
-	if err := h.signal(unix.SIGTERM); err != nil {
+func (h *handle) ask(signal unix.Signal) error {
+	if err := h.signal(signal); err != nil {
 		return err
 	}
-	// SIGTERM is pending now and comes first when the process goes on. SIGCONT is not sent to one that runs: it
+	// The signal is pending now and comes first when the process goes on. SIGCONT is not sent to one that runs: it
 	// may have a handler for it.
 	st, err := h.system.stat(h.pid)
 	if err != nil || !st.stopped() {
@@ -259,4 +259,20 @@ func (h *handle) close() error {
 		return nil
 	}
 	return os.NewSyscallError("close", unix.Close(h.fd))
+}
+
+func (h *handle) killGroup() error {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.closed || h.fd < 0 {
+		return errors.ErrUnsupported
+	}
+	err := unix.PidfdSendSignal(h.fd, unix.SIGKILL, nil, unix.PIDFD_SIGNAL_PROCESS_GROUP)
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return errors.ErrUnsupported
+	}
+	return err
 }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +215,17 @@ func TestHandleTerminate(t *testing.T) {
 	})
 }
 
+func TestHandleAsk(t *testing.T) {
+	onEach(t, func(t *testing.T, open func(int) *Handle) {
+		c := helper(t, "term") // it has no handler for this one
+		h := open(c.Process.Pid)
+		stop(t, c.Process.Pid)
+		require.NoError(t, h.Ask(syscall.SIGHUP))
+		require.EqualError(t, c.Wait(), "signal: hangup")
+		require.ErrorIs(t, h.Ask(syscall.SIGHUP), os.ErrProcessDone)
+	})
+}
+
 func TestHandleKill(t *testing.T) {
 	onEach(t, func(t *testing.T, open func(int) *Handle) {
 		c := helper(t, "term")
@@ -264,7 +277,7 @@ func TestHandlePermission(t *testing.T) {
 			h, err := s.open(helper(t, "wait").Process.Pid)
 			require.NoError(t, err)
 			defer h.close()
-			require.ErrorIs(t, h.terminate(), fs.ErrPermission)
+			require.ErrorIs(t, h.ask(unix.SIGTERM), fs.ErrPermission)
 			require.ErrorIs(t, h.kill(), fs.ErrPermission)
 		})
 	}
@@ -292,11 +305,11 @@ func TestHandleWithoutPidfd(t *testing.T) {
 	}
 	h, err := s.open(42)
 	require.NoError(t, err)
-	require.NoError(t, h.terminate())
+	require.NoError(t, h.ask(unix.SIGTERM))
 	require.Equal(t, []unix.Signal{unix.SIGTERM}, sent)
 
 	now.state = 'T'
-	require.NoError(t, h.terminate())
+	require.NoError(t, h.ask(unix.SIGTERM))
 	require.Equal(t, []unix.Signal{unix.SIGTERM, unix.SIGTERM, unix.SIGCONT}, sent)
 	sent = nil
 
@@ -363,7 +376,7 @@ func recycle() error {
 			return err
 		}
 		alive := h.alive()
-		terminate, kill, wait := h.terminate(), h.kill(), h.wait(context.Background())
+		terminate, kill, wait := h.ask(unix.SIGTERM), h.kill(), h.wait(context.Background())
 		_, read := readAt(dir, "stat")
 		if st, err := readStat(pid); err != nil || st.dead() {
 			return fmt.Errorf("%s: the other process was hit: %v %w", name, st, err)
@@ -433,4 +446,44 @@ func BenchmarkHandle(b *testing.B) {
 			cmd.Wait()
 		}
 	})
+}
+
+// What a process has started is ended with it, also when the process itself has been reaped, and no other group of that number.
+func TestKillGroup(t *testing.T) {
+	c := helper(t, "leader", func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} })
+	member, err := strconv.Atoi(c.line(t))
+	require.NoError(t, err)
+	leader, err := Open(c.Process.Pid)
+	require.NoError(t, err)
+	defer leader.Close()
+	left, err := Open(member)
+	require.NoError(t, err)
+	defer left.Close()
+	require.NoError(t, c.stdin.Close())
+	require.NoError(t, c.Wait())
+	require.True(t, left.Alive())
+	err = leader.KillGroup()
+	if errors.Is(err, errors.ErrUnsupported) { // before Linux 6.9
+		require.NoError(t, left.Kill())
+		return
+	}
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, left.Wait(ctx))
+	require.NoError(t, leader.KillGroup(), "nobody is left")
+	require.NoError(t, leader.Close())
+	require.ErrorIs(t, leader.KillGroup(), errors.ErrUnsupported)
+}
+
+// helperLeader starts a process that stays in its group, and ends with its standard input.
+func helperLeader() int {
+	cmd := exec.Command("sleep", "600")
+	if err := cmd.Start(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println(cmd.Process.Pid)
+	io.Copy(io.Discard, os.Stdin)
+	return 0
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"syscall"
 )
 
 type handle struct{}
@@ -15,8 +16,10 @@ var errHandle = fmt.Errorf("process handles on %s/%s: %w", runtime.GOOS, runtime
 
 func openHandle(int) (*handle, error) { return nil, errHandle }
 
-func (*handle) terminate() error           { return errHandle }
+func (*handle) ask(syscall.Signal) error   { return errHandle }
 func (*handle) kill() error                { return errHandle }
 func (*handle) alive() bool                { return false }
 func (*handle) wait(context.Context) error { return errHandle }
 func (*handle) close() error               { return nil }
+
+func (*handle) killGroup() error { return errors.ErrUnsupported }

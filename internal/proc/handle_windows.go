@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/windows"
 )
@@ -32,7 +33,7 @@ func openHandle(pid int) (*handle, error) {
 	return h, nil
 }
 
-func (h *handle) terminate() error {
+func (h *handle) ask(syscall.Signal) error {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	if h.closed {
@@ -134,3 +135,5 @@ func (h *handle) close() error {
 	h.closed = true
 	return os.NewSyscallError("CloseHandle", windows.CloseHandle(h.process))
 }
+
+func (*handle) killGroup() error { return errors.ErrUnsupported }

@@ -29,6 +29,7 @@ var helpers = map[string]func() int{
 	"recycle":  helperRecycle,
 	"complete": helperComplete,
 	"churn":    helperChurn,
+	"leader":   helperLeader,
 }
 
 // helperWait lives until its standard input ends.
