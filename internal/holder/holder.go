@@ -25,6 +25,10 @@ type Search struct {
 	Target  sockets.Target
 	Name    string        // service name of who asks, "" none
 	Records *registry.Dir // nil: no records
+
+	// AnyProgram makes whoever the records name ours, whatever program it is, and nobody else: the command line acts for a
+	// person, and is no later run of anything.
+	AnyProgram bool
 }
 
 // A holding is one process with one of the sockets in the way.
@@ -88,7 +92,7 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 		pids, complete = pidsOf(ctx, inTheWay, records, false)
 		holdings = settle(ctx, describe(inTheWay, records, pids))
 	}
-	judge(proc.Self(), s.Name, holdings)
+	s.judge(proc.Self(), holdings)
 	diagnosis := strategy.Diagnosis{Complete: complete}
 	type place struct {
 		pid  int

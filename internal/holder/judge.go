@@ -11,7 +11,7 @@ import (
 
 // judge fills in Ours, Newer and Refusal: the rules under which a process may be stopped, all of them here. Rule 1, that
 // the process holds a socket which really is in the way, is what makes a holding; see stop for how it is verified.
-func judge(self proc.Process, name string, holdings []holding) {
+func (s Search) judge(self proc.Process, holdings []holding) {
 	oldest := self.Start
 	for _, h := range holdings {
 		if h.process.PID != 0 {
@@ -26,7 +26,7 @@ func judge(self proc.Process, name string, holdings []holding) {
 			h.holder.Refusal = cause // which remedy reads
 			h.holder.Refusal += "; " + remedy(h.holder)
 		}
-		h.holder.Ours = sameUser(self, h) && ours(self, name, h)
+		h.holder.Ours = sameUser(self, h) && s.ours(self, h)
 	}
 	// What a process of ours handed down is ours too: it holds the very same socket, and came later. Whoever came
 	// earlier is the one that it was inherited from, a supervisor, and is not.
@@ -94,9 +94,12 @@ var forwarders = map[string]bool{
 }
 
 // ours tells whether a process may be stopped by default: it is an earlier run of this program, or an orphan of one.
-func ours(self proc.Process, name string, h *holding) bool {
+func (s Search) ours(self proc.Process, h *holding) bool {
+	name := s.Name
 	if r := h.record; r != nil && (h.recorded() || orphan(h)) {
 		switch {
+		case s.AnyProgram:
+			return true
 		case name == "" || r.Name == "":
 			if sameRun(self, r) {
 				return true
@@ -107,7 +110,7 @@ func ours(self proc.Process, name string, h *holding) bool {
 			return true
 		}
 	}
-	return sameProgram(self, h.process)
+	return !s.AnyProgram && sameProgram(self, h.process)
 }
 
 // orphan tells whether a process holds the very socket that a recorded one, which ended, had bound: it inherited it.

@@ -37,7 +37,7 @@ func judged(self proc.Process, name string, holdings ...holding) []holding {
 	for i := range holdings {
 		holdings[i].holder = holderOf(holdings[i].socket, holdings[i].process)
 	}
-	judge(self, name, holdings)
+	Search{Name: name}.judge(self, holdings)
 	return holdings
 }
 
@@ -266,5 +266,33 @@ func TestUserName(t *testing.T) {
 	require.Equal(t, "123456789", userName(123456789))
 	if runtime.GOOS != "windows" {
 		require.Equal(t, "root", userName(0))
+	}
+}
+
+// The command line is no later run of anything: what counts for it is a record, of whatever program.
+func TestOursAnyProgram(t *testing.T) {
+	record := func(pid int, inode uint64) *registry.Record {
+		return &registry.Record{PID: pid, Start: 900, Inode: inode, Executable: "/usr/bin/other", Name: "api"}
+	}
+	tests := []struct {
+		name   string
+		change func(*holding)
+		ours   bool
+	}{
+		{"recorded", func(h *holding) { h.record = record(nowhere, 77) }, true},
+		{"orphan", func(h *holding) { h.record = record(nowhere-1, 77) }, true},
+		{"record of another socket", func(h *holding) { h.record = record(nowhere-1, 78) }, false},
+		{"same executable as berth", func(*holding) {}, false},
+		{"another user's", func(h *holding) { h.record, h.process.UID = record(nowhere, 77), os.Geteuid()+1 }, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			h := stale()
+			test.change(&h)
+			h.holder = holderOf(h.socket, h.process)
+			holdings := []holding{h}
+			Search{AnyProgram: true}.judge(me(), holdings)
+			require.Equal(t, test.ours, holdings[0].holder.Ours)
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/berth-go/berth/internal/proc"
@@ -54,16 +55,63 @@ func Refused(d strategy.Diagnosis) error {
 	return nil
 }
 
+// NotEndedError says who was asked to end and goes on, where nobody is to be killed.
+type NotEndedError struct {
+	Holders []strategy.Holder
+	Grace   time.Duration
+}
+
+// Error is one line.
+func (e *NotEndedError) Error() string {
+	return fmt.Sprintf("%v was asked to end and has not within %v", strategy.Diagnosis{Holders: e.Holders}, e.Grace)
+}
+
+// Means are how Stop ends a process: it is asked to, and killed where it has not ended after the grace.
+type Means struct {
+	Signal  syscall.Signal // asks; 0 means SIGTERM
+	Grace   time.Duration  // 0 means 5 s, less than 0 kills at once
+	AskOnly bool           // nobody is killed: the error is [NotEndedError]
+}
+
 // Stop ends every process that holds a socket in the way, or none of them when one may not be stopped ([RefusedError]).
 // Allow is asked for each and nil means [strategy.Holder].Ours; the rules of judge hold whatever it says. Each process
 // is asked to end and after grace killed: 0 means 5 s, less than 0 kills at once. Stop returns whom it stopped when they
 // have ended. That does not promise that the address is free: only a bind can tell.
 func (s Search) Stop(ctx context.Context, allow func(strategy.Holder) bool, grace time.Duration, log *slog.Logger) ([]strategy.Holder, error) {
+	return s.StopBy(ctx, allow, Means{Grace: grace}, log)
+}
+
+// StopBy is [Search.Stop] by other means.
+func (s Search) StopBy(ctx context.Context, allow func(strategy.Holder) bool, by Means, log *slog.Logger) ([]strategy.Holder, error) {
+	handles := pins{}
+	defer handles.close()
+	condemned, err := s.condemn(ctx, allow, handles)
+	if err != nil {
+		return nil, err
+	}
+	return end(ctx, condemned, by, log)
+}
+
+// WouldStop tells whom [Search.Stop] would stop now, with the same error where it would refuse. It signals nobody.
+func (s Search) WouldStop(ctx context.Context, allow func(strategy.Holder) bool) ([]strategy.Holder, error) {
+	handles := pins{}
+	defer handles.close()
+	condemned, err := s.condemn(ctx, allow, handles)
+	if err != nil {
+		return nil, err
+	}
+	var holders []strategy.Holder
+	for _, c := range condemned {
+		holders = append(holders, c.holder)
+	}
+	return holders, nil
+}
+
+// condemn pins all holders and says who is to be stopped, each process once, the oldest first; or none where one may not be.
+func (s Search) condemn(ctx context.Context, allow func(strategy.Holder) bool, handles pins) ([]suspect, error) {
 	if allow == nil {
 		allow = func(h strategy.Holder) bool { return h.Ours }
 	}
-	handles := pins{}
-	defer handles.close()
 	suspects, err := s.pin(ctx, handles)
 	if err != nil {
 		return nil, err
@@ -85,7 +133,7 @@ func (s Search) Stop(ctx context.Context, allow func(strategy.Holder) bool, grac
 	}
 	// The oldest first: a parent is asked before it could start its child anew.
 	slices.SortFunc(condemned, func(a, b suspect) int { return byAge(a.process, b.process) })
-	return end(ctx, condemned, grace, log)
+	return condemned, nil
 }
 
 // kernel is asked by pin, twice for the table. It is a struct of functions so that tests can let something happen between
@@ -151,7 +199,7 @@ func (s Search) pin(ctx context.Context, handles pins) ([]suspect, error) {
 		}
 	}
 	holdings := settle(ctx, describe(inTheWay, s.recordsOf(inTheWay), holders))
-	judge(proc.Self(), s.Name, holdings)
+	s.judge(proc.Self(), holdings)
 	suspects := make([]suspect, len(holdings))
 	for i, h := range holdings {
 		suspects[i] = suspect{h, handles[h.process.PID]}
@@ -169,17 +217,21 @@ func holds(pid int, socket sockets.Socket) bool {
 }
 
 // end asks each to end, waits, and kills who has not ended after grace.
-func end(ctx context.Context, condemned []suspect, grace time.Duration, log *slog.Logger) ([]strategy.Holder, error) {
+func end(ctx context.Context, condemned []suspect, by Means, log *slog.Logger) ([]strategy.Holder, error) {
+	grace, signal := by.Grace, by.Signal
 	if grace == 0 {
 		grace = defaultGrace
+	}
+	if signal == 0 {
+		signal = syscall.SIGTERM
 	}
 	var stopped []strategy.Holder
 	for _, p := range condemned {
 		log.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("stopping %v, which holds %s", p.holder, p.holder.Address),
 			slog.Int("pid", p.holder.PID), slog.Duration("grace", max(grace, 0)))
 		if grace > 0 {
-			err := p.handle.Terminate()
-			if errors.Is(err, errors.ErrUnsupported) { // Windows has no way to ask; waiting would be in vain
+			err := p.handle.Ask(signal)
+			if errors.Is(err, errors.ErrUnsupported) && !by.AskOnly { // Windows has no way to ask; waiting would be in vain
 				err = p.handle.Kill()
 			}
 			if err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -191,6 +243,13 @@ func end(ctx context.Context, condemned []suspect, grace time.Duration, log *slo
 	alive, err := await(ctx, condemned, grace, log)
 	if err != nil || len(alive) == 0 {
 		return stopped, err
+	}
+	if by.AskOnly {
+		e := &NotEndedError{Grace: grace}
+		for _, p := range alive {
+			e.Holders = append(e.Holders, p.holder)
+		}
+		return stopped, e
 	}
 	for _, p := range alive {
 		log.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("killing %v, which did not end when it was asked to", p.holder),

@@ -326,7 +326,7 @@ func TestEndCanceled(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	stopped, err := end(ctx, []suspect{h}, 10*time.Second, slog.New(slog.DiscardHandler))
+	stopped, err := end(ctx, []suspect{h}, Means{Grace: 10 * time.Second}, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Len(t, stopped, 1, "it got the signal")
 	require.True(t, c.alive(t))
@@ -460,4 +460,73 @@ func recycle(pid int) (*echo, error) {
 		other.end()
 	}
 	return nil, errors.New("the pid was not given again")
+}
+
+// Whom Stop would stop, it stops, in the same order, and WouldStop nobody.
+func TestWouldStop(t *testing.T) {
+	first := helper(t, "listen", "127.0.0.1:0")
+	address := first.line(t)
+	second := helper(t, "listen", address)
+	second.line(t)
+	would := helper(t, "would", address)
+	require.Equal(t, fmt.Sprintf("%d %d <nil>", first.Process.Pid, second.Process.Pid), would.line(t))
+	would.end(t)
+	require.True(t, first.alive(t))
+	require.True(t, second.alive(t))
+
+	_, err := mustSearch(t, address).WouldStop(context.Background(), nil)
+	var refused *RefusedError
+	require.ErrorAs(t, err, &refused, "they are newer than this process")
+}
+
+// Who is only asked is not killed, and by the signal that was chosen.
+func TestMeans(t *testing.T) {
+	stubborn := helper(t, "listen", "127.0.0.1:0", "ignore")
+	address := stubborn.line(t)
+	ask := helper(t, "ask", address, "TERM")
+	require.Equal(t, fmt.Sprintf("%d %v was asked to end and has not within 20ms", stubborn.Process.Pid, held(t, address)), ask.line(t))
+	ask.end(t)
+	require.True(t, stubborn.alive(t))
+
+	ask = helper(t, "ask", address, "HUP")
+	require.Equal(t, fmt.Sprintf("%d <nil>", stubborn.Process.Pid), ask.line(t))
+	require.Equal(t, syscall.SIGHUP, stubborn.end(t).Sys().(syscall.WaitStatus).Signal())
+}
+
+func held(t testing.TB, address string) strategy.Holder {
+	t.Helper()
+	d := mustSearch(t, address).Diagnose(context.Background())
+	require.Len(t, d.Holders, 1)
+	return d.Holders[0]
+}
+
+func init() {
+	helpers["would"] = func() int {
+		return inHelper(func(s Search) ([]strategy.Holder, error) {
+			return s.WouldStop(context.Background(), strategy.AnyOfMine)
+		})
+	}
+	helpers["ask"] = func() int {
+		by := Means{Grace: 20 * time.Millisecond, AskOnly: true}
+		if os.Args[2] == "HUP" {
+			by.Signal, by.Grace = syscall.SIGHUP, 20*time.Second
+		}
+		return inHelper(func(s Search) ([]strategy.Holder, error) {
+			return s.StopBy(context.Background(), strategy.AnyOfMine, by, slog.New(slog.DiscardHandler))
+		})
+	}
+}
+
+// inHelper does something to the address of the first argument, and prints the pids and the error.
+func inHelper(do func(Search) ([]strategy.Holder, error)) int {
+	search, err := searchFor(os.Args[1])
+	if err == nil {
+		var holders []strategy.Holder
+		holders, err = do(search)
+		for _, h := range holders {
+			fmt.Print(h.PID, " ")
+		}
+	}
+	fmt.Println(err)
+	return 0
 }

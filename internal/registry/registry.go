@@ -230,14 +230,18 @@ type Lock struct {
 // Lock takes the lock for an address without waiting for another listener: where one has it, the error is [ErrHeld].
 // The record in the file stays as it is until Write.
 func (d *Dir) Lock(network, address string) (*Lock, error) {
-	path := d.PathFor(network, address)
+	return lockFile(d.PathFor(network, address), os.O_CREATE)
+}
+
+// lockFile locks the file at path, which it makes where the flag is os.O_CREATE.
+func lockFile(path string, flag int) (*Lock, error) {
 	// A reader that checks for staleness holds the lock for microseconds, and a file may be removed between open and
 	// lock. Neither lasts, unless the machine is so busy that the reader has to wait for a processor.
 	const patience = 200 * time.Millisecond
 	// A listener frees its lock a moment after its address, which somebody may have bound by then.
 	const handover = 20 * time.Millisecond
 	for begin := time.Now(); time.Since(begin) < patience; {
-		lock := flock.New(path, flock.SetFlag(os.O_CREATE|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
+		lock := flock.New(path, flock.SetFlag(flag|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
 		locked, err := lock.TryLock()
 		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -352,6 +356,27 @@ type Entry struct {
 
 // Held tells whether the owner of the record still has the lock. Without it, the record is stale.
 func (e Entry) Held() bool { return held(e.Path) }
+
+// Remove removes the file of a stale or damaged record. It does so under the lock, so that no listener loses a live one: where
+// somebody has the lock the error is [ErrHeld].
+func (e Entry) Remove() error {
+	lock, err := lockFile(e.Path, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return lock.Release()
+}
+
+// RemoveHeld removes the file whoever has the lock. Its owner goes on without one.
+func (e Entry) RemoveHeld() error {
+	if err := os.Remove(e.Path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // Lookup reads the record for an address as the kernel reports it. The error is fs.ErrNotExist where there is none; a
 // file that cannot be used is an Entry with Err.

@@ -581,3 +581,16 @@ func TestNoDescriptorLeft(t *testing.T) {
 	}
 	require.Equal(t, before, descriptors(t))
 }
+
+// By force also that of a live lock goes. Its owner's Release does not mind.
+func TestRemoveHeldEntry(t *testing.T) {
+	dir := open(t)
+	lock, err := dir.Lock("tcp", ":3000")
+	require.NoError(t, err)
+	entry, err := dir.Lookup("tcp", ":3000")
+	require.NoError(t, err)
+	require.NoError(t, entry.RemoveHeld())
+	require.NoFileExists(t, entry.Path)
+	require.NoError(t, entry.RemoveHeld())
+	require.NoError(t, lock.Release())
+}

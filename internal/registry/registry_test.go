@@ -416,3 +416,33 @@ func TestEntriesSkipsOthers(t *testing.T) {
 		}
 	}
 }
+
+// A stale record is removed, a live one is not, and of what is gone nothing is left to do.
+func TestRemoveEntry(t *testing.T) {
+	dir := open(t)
+	lock, err := dir.Lock("tcp", ":3000")
+	require.NoError(t, err)
+	require.NoError(t, lock.Write(sample()))
+	live, err := dir.Lookup("tcp", ":3000")
+	require.NoError(t, err)
+	require.ErrorIs(t, live.Remove(), ErrHeld)
+	require.FileExists(t, live.Path)
+	require.NoError(t, lock.Release())
+	require.NoError(t, live.Remove())
+	require.NoFileExists(t, live.Path, "and none was made")
+
+	stale := filepath.Join(dir.Path(), "tcp-any-3001.lock")
+	require.NoError(t, os.WriteFile(stale, []byte("garbage"), 0o600))
+	entry, err := dir.Lookup("tcp", ":3001")
+	require.NoError(t, err)
+	require.Error(t, entry.Err)
+	require.NoError(t, entry.Remove())
+	require.NoFileExists(t, stale)
+
+	strange := filepath.Join(dir.Path(), "tcp-any-3002.lock")
+	require.NoError(t, os.Mkdir(strange, 0o700))
+	entry, err = dir.Lookup("tcp", ":3002")
+	require.NoError(t, err)
+	require.Error(t, entry.Remove())
+	require.DirExists(t, strange)
+}

@@ -417,6 +417,18 @@ func list(network string, first, last uint16, tables []table) ([]Socket, error) 
 	return found.sockets, nil
 }
 
+// Connection returns the TCP socket at the local end of a connection within this network namespace. ok is false where there is
+// none. Until a server accepts, its end has no Inode on Linux, and no PIDs elsewhere.
+func Connection(local, remote netip.AddrPort) (s Socket, ok bool, err error) {
+	q := query{network: "tcp", v4: true, first: local.Port(), last: local.Port(), states: only(Connected)}
+	err = read(q, tables, func(found *Socket) {
+		if found.Local == local && found.Remote == remote {
+			s, ok = *found, true
+		}
+	})
+	return s, ok, err
+}
+
 // states is a set of states.
 type states uint8
 

@@ -27,6 +27,30 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // netlinkTable asks sock_diag(7). It needs no privileges.
 func netlinkTable(q query, visit func(*Socket)) error {
+	families := []uint8{afInet, afInet6}
+	if !q.v4 {
+		families = families[1:]
+	}
+	if len(families) == 1 || q.network != "tcp" || q.states == only(Listening) {
+		return netlinkDump(q, visit, families...)
+	}
+	// For what does not listen, the kernel walks all its sockets once a family, for a millisecond or more: at the same time,
+	// then.
+	var v4 []Socket
+	done := make(chan error, 1)
+	go func() { done <- netlinkDump(q, func(s *Socket) { v4 = append(v4, *s) }, afInet) }()
+	err := netlinkDump(q, visit, afInet6)
+	if failed := <-done; failed != nil {
+		return failed
+	}
+	for i := range v4 {
+		visit(&v4[i])
+	}
+	return err
+}
+
+// netlinkDump asks for one family after the other; of Unix sockets there is but one.
+func netlinkDump(q query, visit func(*Socket), families ...uint8) error {
 	// The kernel has queued an answer before write returns, and the next before read does, so nothing ever waits.
 	// Should a sandbox see this otherwise, EAGAIN is better than a read without end.
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
@@ -47,12 +71,12 @@ func netlinkTable(q query, visit func(*Socket)) error {
 		protocol = protocolUDP
 	}
 	parse := func(b []byte) (bool, error) { return parseInetDiag(b, q.network, visit) }
-	if q.v4 {
-		if err := dump(fd, appendInetRequest(space[:0], afInet, protocol, states, q.first, q.last), parse); err != nil {
+	for _, family := range families {
+		if err := dump(fd, appendInetRequest(space[:0], family, protocol, states, q.first, q.last), parse); err != nil {
 			return err
 		}
 	}
-	return dump(fd, appendInetRequest(space[:0], afInet6, protocol, states, q.first, q.last), parse)
+	return nil
 }
 
 // dump sends request and hands what comes back to parse, until that has seen the end.

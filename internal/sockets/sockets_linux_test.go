@@ -544,6 +544,37 @@ func TestList(t *testing.T) {
 	}
 }
 
+// The server's end of a connection is nobody's until it is accepted.
+func TestConnection(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	local, remote := netip.MustParseAddrPort(client.LocalAddr().String()), netip.MustParseAddrPort(client.RemoteAddr().String())
+	end, ok, err := Connection(remote, local)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Zero(t, end.Inode)
+
+	server, err := ln.Accept()
+	require.NoError(t, err)
+	defer server.Close()
+	end, ok, err = Connection(remote, local)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, inodeOf(t, server), end.Inode)
+	end, ok, err = Connection(local, remote)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, inodeOf(t, client), end.Inode)
+
+	_, ok, err = Connection(remote, netip.AddrPortFrom(local.Addr(), 1))
+	require.NoError(t, err)
+	require.False(t, ok)
+}
+
 func TestDumpErrors(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
 	require.NoError(t, err)

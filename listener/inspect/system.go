@@ -3,9 +3,10 @@ package inspect
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
-	"strconv"
+	"slices"
 
 	"github.com/berth-go/berth/internal/holder"
 	"github.com/berth-go/berth/internal/registry"
@@ -79,20 +80,19 @@ func System(ctx context.Context, o Options) (Summary, error) {
 	if records != nil {
 		all, _ := records.Entries(network, first, last) // as above
 		for _, entry := range all {
-			entries[entry.Port] = append(entries[entry.Port], entry)
+			if asked.has[entry.Port] {
+				entries[entry.Port] = append(entries[entry.Port], entry)
+			}
 		}
 	}
 
-	for port := asked.first; port <= asked.last; port++ {
-		p := uint16(port)
-		if !asked.has[p] {
-			continue
-		}
-		if holders[p] == nil && entries[p] == nil {
-			summary.Free++
-			continue
-		}
-		report := Report{Network: network, Address: ":" + strconv.Itoa(port), Port: port, Holders: holders[p], Complete: true}
+	known := slices.Collect(maps.Keys(holders))
+	known = slices.AppendSeq(known, maps.Keys(entries))
+	slices.Sort(known)
+	known = slices.Compact(known)
+	summary.Free = asked.count - len(known)
+	for _, p := range known {
+		report := Report{Network: network, Address: fmt.Sprintf(":%d", p), Port: int(p), Holders: holders[p], Complete: true}
 		report.judge(sockets.Target{Network: network, Addr: netip.AddrPortFrom(netip.Addr{}, p), V4: true, V6: true}, entries[p])
 		report.Complete = diagnosis.Complete
 		summary.add(report)

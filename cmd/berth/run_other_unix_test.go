@@ -1,0 +1,6 @@
+//go:build unix && !linux
+
+package main
+
+// dieTogether: the program ends with a run that is killed.
+const dieTogether = false
