@@ -3,7 +3,7 @@
 //	func main() {
 //		ctx := context.Background()
 //		upgrader, err := reload.New(reload.Config{})
-//		if err != nil {
+//		if err != nil && !errors.Is(err, errors.ErrUnsupported) { // without, a nil upgrader serves
 //			log.Fatal(err)
 //		}
 //		config := listener.Config{Sources: []listener.Source{upgrader}}
