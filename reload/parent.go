@@ -105,7 +105,7 @@ func (p *parent) listen(u *Upgrader) {
 			}
 			p.next.close() // it has failed
 			p.next = nil
-			u.charge.take()
+			u.takeBack()
 			_ = p.channel.send(message{Do: doLead}, nil)
 		case doUpgrade:
 			u.request()
@@ -133,7 +133,7 @@ func (p *parent) bereaved(u *Upgrader) {
 	case p.next != nil && !p.retired && !p.next.leads():
 		p.next.close()
 		p.next = nil
-		u.charge.take()
+		u.takeBack()
 	case p.next != nil:
 		if !p.retired {
 			p.retired = true

@@ -197,9 +197,6 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 			<-spoken
 			s.server.resume()
 			s.upgrader.resume(next)
-			for _, g := range s.gates {
-				g.release()
-			}
 			return false
 		case <-ctx.Done():
 			waiting = false

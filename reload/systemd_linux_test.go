@@ -413,8 +413,8 @@ func TestSystemdStore(t *testing.T) {
 	before := s.pids[len(s.pids)-1]
 	_, fewer := s.upgraded(t)
 	require.Equal(t, addresses[1:], fewer)
-	stored(1)
 	dies(t, before)
+	s.m.Await(t, unit, "NFileDescriptorStore", "1") // not before the old one has ended, which may have to serve again
 	for _, address := range []string{more[0], more[2]} {
 		ln, err := net.Listen("tcp", address)
 		require.NoError(t, err)

@@ -282,8 +282,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 			u.announce(ctx, os.Getpid())
 		}
 		s.kill() // before this process is in charge again
-		u.charge.take()
-		u.hold(false)
+		u.takeBack()
 		return give(err)
 	}
 	u.log.LogAttrs(ctx, slog.LevelInfo, "upgraded", slog.Int("pid", s.pid), slog.Duration("after", time.Since(begin)))
@@ -306,6 +305,12 @@ func (u *Upgrader) hold(held bool) {
 			g.release()
 		}
 	}
+}
+
+// takeBack undoes that another process was to lead, which has ended.
+func (u *Upgrader) takeBack() {
+	u.charge.take()
+	u.hold(false)
 }
 
 // announce tells systemd which process is the main one, and waits until it has heard that. What either process has told the
@@ -388,7 +393,7 @@ func (u *Upgrader) resume(s *successor) {
 	u.mu.Lock()
 	u.successor = nil
 	u.mu.Unlock()
-	u.charge.take()
+	u.takeBack()
 	u.tell(activation.MainPID(os.Getpid()))
 	u.tell(activation.Ready())
 	select {
