@@ -419,7 +419,7 @@ func (a *attempt[S]) tryRecord(ctx context.Context, socket S) (*registry.Lock, e
 	if _, err := a.takeLock(ctx, address); err != nil {
 		return nil, err
 	}
-	if err := a.lock.Write(a.newRecord(socket, address)); err != nil {
+	if err := a.lock.Write(a.newRecord(address, sockets.InodeOf(socket), time.Now())); err != nil {
 		return nil, errors.Join(err, a.lock.Release())
 	}
 	return a.lock, nil
@@ -464,13 +464,13 @@ func (a *attempt[S]) takeLock(ctx context.Context, address string) (adopted bool
 	return false, err
 }
 
-func (a *attempt[S]) newRecord(socket S, address string) registry.Record {
+func (a *attempt[S]) newRecord(address string, inode uint64, since time.Time) registry.Record {
 	self := proc.Self()
 	return registry.Record{
 		PID: self.PID, Start: self.Start, Started: self.Started, Boot: proc.BootID(),
 		Executable: self.Executable, Main: proc.MainPackage(self.PID), Dir: self.Dir,
 		Name: a.config.Name, Network: a.network, Requested: a.requested, Address: address,
-		Inode: sockets.InodeOf(socket), Since: time.Now(), Origin: a.origin.Kind.String(),
+		Inode: inode, Since: since, Origin: a.origin.Kind.String(),
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/berth-go/berth/internal/registry"
+	"github.com/berth-go/berth/internal/sockets"
 )
 
 // A lineage is a Keeper of which every version of a program has one, each the parent of the next: package reload. What a
@@ -50,7 +52,7 @@ type tenure struct {
 
 	dir              *registry.Dir
 	network, address string
-	record           registry.Record
+	record           func() registry.Record
 
 	mu     sync.Mutex     // not held while the lineage is called, which calls file
 	lock   *registry.Lock // nil: none
@@ -71,7 +73,9 @@ func (a *attempt[S]) enter(ctx context.Context, socket S) *tenure {
 		t.warn(unrecorded, err)
 	} else {
 		t.dir, t.lock, t.shared = a.records, a.lock, adopted
-		t.record = a.newRecord(socket, t.address)
+		// A new version finds out about itself when it is in charge: until then a client may wait for it.
+		inode, since := sockets.InodeOf(socket), time.Now()
+		t.record = sync.OnceValue(func() registry.Record { return a.newRecord(t.address, inode, since) })
 		t.keep()
 	}
 	t.onCharge(t.charge)
@@ -112,14 +116,14 @@ func (t *tenure) write() {
 }
 
 func (t *tenure) writeLocked() (renewed bool, err error) {
-	if t.lock == nil || t.lock.Write(t.record) == nil {
+	if t.lock == nil || t.lock.Write(t.record()) == nil {
 		return false, nil
 	}
 	_ = t.lock.Release() // whatever is wrong with it is mended now, or comes up again
 	if t.lock, err = t.dir.Lock(t.network, t.address); err != nil {
 		return false, err
 	}
-	if err := t.lock.Write(t.record); err != nil {
+	if err := t.lock.Write(t.record()); err != nil {
 		err = errors.Join(err, t.lock.Release())
 		t.lock = nil
 		return false, err
