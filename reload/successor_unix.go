@@ -7,6 +7,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -100,7 +101,14 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 	closing = append(closing, namesReader)
 	s.lifeline = namesWriter
 
-	err = writeNames(namesWriter, files)
+	// It has to fit into the pipe, since nobody reads yet: else a parent that dies would leave a child with sockets that it
+	// does not know.
+	if err = namesWriter.SetWriteDeadline(time.Now().Add(time.Second)); err == nil {
+		err = writeNames(namesWriter, files)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the names of %d sockets and files do not fit into a pipe: hand on fewer", len(files))
+	}
 	if err == nil {
 		hello.Do, hello.Version = doHello, protocol
 		err = s.send(hello, nil)
@@ -148,21 +156,13 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 	return s, nil
 }
 
-// writeNames writes what tableflip's side reads first. It has to fit into the pipe, since nobody reads yet: else a parent
-// that dies would leave a child with sockets that it does not know.
-func writeNames(pipe *os.File, files []passed) error {
+// writeNames writes what tableflip's side reads first.
+func writeNames(w io.Writer, files []passed) error {
 	var names [][]string
 	for _, f := range files {
 		names = append(names, []string{"fd", f.label.encode(), ""})
 	}
-	if err := pipe.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	err := gob.NewEncoder(pipe).Encode(names)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("the names of %d sockets and files do not fit into a pipe", len(files))
-	}
-	return err
+	return gob.NewEncoder(w).Encode(names)
 }
 
 func (s *successor) awaitReady(pipe *os.File) {

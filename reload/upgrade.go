@@ -1,7 +1,9 @@
 package reload
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -147,11 +149,13 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 // run carries out upgrades, one after the other.
 func (u *Upgrader) run() {
 	defer close(u.stopped)
+	u.program = thisProgram() // here, where nobody waits for it
 	if !u.turn() {
 		u.finishPending(fmt.Errorf("reload: no upgrade: %w", errStopped))
 		return
 	}
 	u.abandon()
+	rehearse()
 	if u.parent != nil && u.parent.next != nil { // the supervisor has ended, and had another version lead before
 		select {
 		case <-u.closing:
@@ -185,6 +189,13 @@ func (u *Upgrader) run() {
 		case <-u.resumed:
 		}
 	}
+}
+
+// rehearse has the encodings prepared that the one upgrade in the life of a process needs, which then goes faster.
+func rehearse() {
+	var names bytes.Buffer
+	_ = writeNames(&names, []passed{{label: label{Socket: &identity{}}}}) // to memory nothing fails
+	_, _ = json.Marshal(message{Do: doHello, Label: &label{}})
 }
 
 // turn waits until this process may be replaced: it is ready, and its own parent has ended.

@@ -153,7 +153,7 @@ func newUpgrader(config Config, faults faults) (*Upgrader, error) {
 	}
 	config.PIDFile = absolute(config.PIDFile)
 	u := &Upgrader{
-		config: config, log: config.Logger, program: thisProgram(), faults: faults,
+		config: config, log: config.Logger, faults: faults,
 		keepers: map[string]*keeper{}, heirloom: map[string]*os.File{}, asked: map[int]chan<- error{},
 		ready: make(chan struct{}), wake: make(chan struct{}, 1), resumed: make(chan struct{}),
 		done: make(chan struct{}), closing: make(chan struct{}), stopped: make(chan struct{}),
