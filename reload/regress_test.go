@@ -203,13 +203,15 @@ func TestRelativePIDFile(t *testing.T) {
 	r := newHouse(t).alone()
 	r.Do, r.Reload.PIDFile = "elsewhere", "pid"
 	l := begin(t, r, func(cmd *exec.Cmd) { cmd.Dir = dir })
-	for range 2 {
+	for _, next := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
 		pid, _ := l.said("ready")
 		text, err := os.ReadFile(filepath.Join(dir, "pid"))
 		require.NoError(t, err)
 		require.Equal(t, strconv.Itoa(pid)+"\n", string(text))
-		signalTo(t, pid, syscall.SIGHUP)
+		signalTo(t, pid, next)
+		l.said("ended <nil>")
 	}
+	require.NoFileExists(t, filepath.Join(dir, "pid"))
 }
 
 func init() {

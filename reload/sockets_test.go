@@ -258,15 +258,16 @@ func TestEnvironment(t *testing.T) {
 	l := begin(t, r, func(cmd *exec.Cmd) {
 		cmd.Env = append(cmd.Env, "TABLEFLIP_HAS_PARENT_7DIU3=yes", "WATCHDOG_PID=1", "LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=http")
 	})
-	for range 2 {
+	for _, next := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
 		_, text := l.said("environment")
 		for _, name := range []string{"TABLEFLIP", "LISTEN_"} {
 			require.NotContains(t, text, name)
 		}
-		pid, _ := l.said("ready")
-		signalTo(t, pid, syscall.SIGHUP)
 		_, text = l.said("descriptors")
 		require.Equal(t, "0 1 2 3", text, "3 is what the shell lists them with")
+		pid, _ := l.said("ready")
+		signalTo(t, pid, next)
+		l.said("ended <nil>")
 	}
 }
 
