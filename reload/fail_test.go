@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -91,11 +92,17 @@ func TestNewVersionFails(t *testing.T) {
 	}
 }
 
-// freePort is a port below those that the system gives by itself.
+// given are the ports that freePort has returned.
+var given sync.Map
+
+// freePort is a port below those that the system gives by itself, another one each time.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		port := 20000 + rand.IntN(10000)
+		port := 4000 + rand.IntN(6000)
+		if _, twice := given.LoadOrStore(port, true); twice {
+			continue
+		}
 		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err == nil {
 			require.NoError(t, ln.Close())
