@@ -4,8 +4,10 @@ package reload_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -142,13 +145,18 @@ func TestAnotherSet(t *testing.T) {
 			ln, err := net.Listen("tcp", on(dropped))
 			require.NoError(t, err)
 			require.NoError(t, ln.Close())
-			require.NoFileExists(t, h.socket)
+			// The rest goes when the new version has noticed that the old one is gone.
+			require.Eventually(t, func() bool {
+				_, err := os.Lstat(h.socket)
+				return errors.Is(err, fs.ErrNotExist)
+			}, patience, time.Millisecond)
 			if !bare {
 				dir, err := registry.Existing(h.state)
 				require.NoError(t, err)
-				entries, err := dir.Entries("", 0, 0)
-				require.NoError(t, err)
-				require.Len(t, entries, 2, "%v", entries)
+				require.Eventually(t, func() bool {
+					entries, err := dir.Entries("", 0, 0)
+					return err == nil && len(entries) == 2
+				}, patience, time.Millisecond)
 			}
 
 			// And back: it is bound anew.
