@@ -19,7 +19,7 @@ import (
 // One of the descriptors, labelled "control", is a stream socket between the two. On it go messages, one JSON object a line:
 //
 //	old -> new  {"do":"hello","version":1}  written before the new process starts
-//	new -> old  the byte 42: it accepts connections, and could take charge
+//	new -> old  the byte 42: it is ready to accept connections, and could take charge
 //	old         tells systemd the new MAINPID, and waits until systemd has seen that
 //	old -> new  {"do":"lead"}               from now on the new process owns records, lock files and socket files
 //	new         writes records and PID file, tells systemd READY=1

@@ -140,6 +140,9 @@ func (c *capture) finish() {
 
 // close is for a process that did not start.
 func (c *capture) close() {
+	if c == nil {
+		return
+	}
 	for _, s := range c.streams {
 		_ = s.reader.Close()
 		_ = s.writer.Close()

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-go/berth/internal/descriptor"
@@ -71,36 +72,21 @@ func (p program) command() (*exec.Cmd, error) {
 }
 
 // environment is what a new version gets: without what is for this process alone.
-func environment(environ []string, add ...string) []string {
-	var kept []string
-	for _, entry := range environ {
-		name, _, _ := strings.Cut(entry, "=")
-		switch name {
-		case "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", // sd_listen_fds(3): the sockets come another way
-			descriptor.PassedVariable,
-			"WATCHDOG_PID", // sd_watchdog_enabled(3): this process; without it whoever is the main one
-			sentinel:
-			continue
-		}
-		kept = append(kept, entry)
-	}
-	return append(kept, add...)
+func environment(environ []string) []string {
+	environ = without(environ,
+		"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", // sd_listen_fds(3): the sockets come another way
+		descriptor.PassedVariable,
+		"WATCHDOG_PID", // sd_watchdog_enabled(3): this process; without it whoever is the main one
+		sentinel)
+	return append(environ, sentinel+"=yes")
 }
 
 // without leaves out variables.
 func without(environ []string, names ...string) []string {
-	var kept []string
-	for _, entry := range environ {
+	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
-		drop := false
-		for _, n := range names {
-			drop = drop || n == name
-		}
-		if !drop {
-			kept = append(kept, entry)
-		}
-	}
-	return kept
+		return slices.Contains(names, name)
+	})
 }
 
 // What tableflip passes: a pipe to write to, a pipe to read from, and then what is handed on.

@@ -171,9 +171,6 @@ func (s *service) failed(err error) error {
 func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 	begin := time.Now()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "draining", slog.Int("successor", next.pid), slog.Duration("at most", s.ceiling))
-	for _, g := range s.gates {
-		g.hold()
-	}
 	s.server.retire()
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ceiling)
 	defer cancel()

@@ -57,16 +57,14 @@ type successor struct {
 // can be ended with it. Messages other than that it leads go to hear. The ExtraFiles of cmd, which stay the caller's, are
 // sockets that package activation gives out in the new process.
 func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os.File)) (_ *successor, err error) {
-	var closing []interface{ Close() error } // what only the new process needs
-	defer func() {
-		for _, c := range closing {
-			_ = c.Close()
-		}
-		closePassed(files)
-	}()
 	s := &successor{cmd: cmd, ready: make(chan struct{}), led: make(chan struct{}), heard: make(chan struct{}), gone: make(chan struct{})}
+	var readyReader, readyWriter, namesReader *os.File
 	defer func() {
+		_, _ = readyWriter.Close(), namesReader.Close() // only the new process needs them; nil where there are none yet
+		closePassed(files)
 		if err != nil {
+			_ = readyReader.Close()
+			s.capture.close()
 			s.release()
 		}
 	}()
@@ -76,35 +74,25 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 	}
 	outputs, err := s.capture.files()
 	if err != nil {
-		s.capture.close()
 		return nil, err
 	}
 	files = append(files, outputs...)
 	var control *os.File
 	if s.channel, control, err = newChannel(); err != nil {
-		s.capture.close()
 		return nil, err
 	}
 	files = append(files, passed{label{Control: true}, control})
-	readyReader, readyWriter, err := os.Pipe()
-	if err != nil {
-		s.capture.close()
+	if readyReader, readyWriter, err = os.Pipe(); err != nil {
 		return nil, err
 	}
-	closing = append(closing, readyWriter)
-	namesReader, namesWriter, err := os.Pipe()
-	if err != nil {
-		s.capture.close()
-		_ = readyReader.Close()
+	if namesReader, s.lifeline, err = os.Pipe(); err != nil {
 		return nil, err
 	}
-	closing = append(closing, namesReader)
-	s.lifeline = namesWriter
 
 	// It has to fit into the pipe, since nobody reads yet: else a parent that dies would leave a child with sockets that it
 	// does not know.
-	if err = namesWriter.SetWriteDeadline(time.Now().Add(time.Second)); err == nil {
-		err = writeNames(namesWriter, files)
+	if err = s.lifeline.SetWriteDeadline(time.Now().Add(time.Second)); err == nil {
+		err = writeNames(s.lifeline, files)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("the names of %d sockets and files do not fit into a pipe: hand on fewer", len(files))
@@ -139,15 +127,12 @@ func launch(cmd *exec.Cmd, files []passed, hello message, hear func(message, *os
 		err = cmd.Start()
 	}
 	if err != nil {
-		s.capture.close()
-		_ = readyReader.Close()
 		return nil, err
 	}
 	s.pid, s.sibling = cmd.Process.Pid, hello.Sibling
 	s.capture.start()
 	if err := s.open(); err != nil {
-		_ = cmd.Process.Kill()
-		_ = readyReader.Close()
+		_, _ = cmd.Process.Kill(), cmd.Wait() // the failure is what counts
 		return nil, err
 	}
 	go s.awaitReady(readyReader)

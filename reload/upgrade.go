@@ -303,8 +303,8 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	return nil
 }
 
-// hold keeps Serve from accepting, or lets it. The new version accepts before it leads; so once it says that it does,
-// whoever connects is answered by that one.
+// hold keeps Serve from accepting, or lets it. Of two versions only the one that leads accepts, so nothing is lost with a new
+// one that fails before, and once it leads, whoever connects is answered by that one. In between the kernel queues.
 func (u *Upgrader) hold(held bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -374,14 +374,13 @@ func commandOf(make func() (*exec.Cmd, error), p program) (*exec.Cmd, error) {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = environment(cmd.Env, sentinel+"=yes")
+	cmd.Env = environment(cmd.Env)
 	cmd.ExtraFiles = nil
 	return cmd, nil
 }
 
-// retire ends the part of this process: another one leads.
+// retire ends the part of this process, which has left charge and is held: another one leads.
 func (u *Upgrader) retire(s *successor) {
-	u.charge.leave()
 	u.mu.Lock()
 	u.successor = s
 	serving, pending := u.serving, u.pending != nil
