@@ -34,7 +34,8 @@ type attempt[S io.Closer] struct {
 
 	lineage lineage // nil: none
 	log     *slog.Logger
-	begin   time.Time
+	asked   time.Time // when the call began; zero where there is no OnEvent
+	begin   time.Time // when the first bind had failed
 	history []strategy.Action
 	cause   error // why the last action failed
 	origin  Origin
@@ -57,6 +58,17 @@ func (a *attempt[S]) run(ctx context.Context) (S, hold, error) {
 
 // open obtains the socket and writes what can be taken back: lock, record and port file. After an error nothing is left.
 func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
+	if a.config.OnEvent != nil {
+		a.asked = time.Now()
+	}
+	socket, h, err := a.establish(ctx)
+	if err != nil {
+		a.emit(Event{Kind: Failed, Err: err})
+	}
+	return socket, h, err
+}
+
+func (a *attempt[S]) establish(ctx context.Context) (S, hold, error) {
 	var none S
 	a.log = a.config.Logger
 	if a.log == nil {
@@ -95,6 +107,22 @@ func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
 
 // handOn gives the socket to those who keep it beyond this process, which cannot be taken back, and reports it.
 func (a *attempt[S]) handOn(ctx context.Context, socket S, h *hold) error {
+	if err := a.bequeath(ctx, socket, h); err != nil {
+		a.emit(Event{Kind: Failed, Address: a.origin.Address, Err: err})
+		return err
+	}
+	a.report(ctx)
+	a.emit(Event{Kind: Obtained, Address: a.origin.Address, Origin: a.origin})
+	if a.config.OnEvent != nil {
+		since := time.Now()
+		h.released = func(err error) {
+			a.emit(Event{Kind: Released, Address: a.origin.Address, Origin: a.origin, Elapsed: time.Since(since), Err: err})
+		}
+	}
+	return nil
+}
+
+func (a *attempt[S]) bequeath(ctx context.Context, socket S, h *hold) error {
 	for i, source := range a.config.Sources {
 		keeper, ok := source.(Keeper)
 		if !ok || i == a.from {
@@ -119,8 +147,19 @@ func (a *attempt[S]) handOn(ctx context.Context, socket S, h *hold) error {
 			}
 		})
 	}
-	a.report(ctx)
 	return nil
+}
+
+// emit completes an event and hands it out.
+func (a *attempt[S]) emit(e Event) {
+	if a.config.OnEvent == nil {
+		return
+	}
+	e.Time, e.Name, e.Network, e.Requested = time.Now(), a.config.Name, a.network, a.requested
+	if e.Elapsed == 0 {
+		e.Elapsed = e.Time.Sub(a.asked)
+	}
+	a.config.OnEvent(e)
 }
 
 // discard closes what was opened, and makes an error of why.
@@ -223,6 +262,9 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 
 		search := holder.Search{Target: target, Name: a.config.Name, Records: a.records}
 		diagnosis := sync.OnceValue(func() strategy.Diagnosis { return a.withoutHope(search.Diagnose(context.WithoutCancel(ctx))) })
+		if last == nil && isInUse(failed.Err) {
+			a.emit(Event{Kind: Conflict, Address: addressText(failed.Addr), Err: failed.Err, Diagnose: diagnosis})
+		}
 		weighed := false // the strategy wanted to know who is in the way
 		failure := strategy.Failure{
 			Network: a.network, Requested: a.requested, Address: addressText(failed.Addr), Err: failed.Err,
@@ -261,6 +303,7 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 			stopped, err := search.Stop(ctx, action.Allow, action.Grace, a.log)
 			a.origin.InTheWay = append(a.origin.InTheWay, stopped...)
 			a.done(action, err)
+			a.emit(Event{Kind: Reclaim, Address: addressText(failed.Addr), Stopped: stopped, Err: err})
 			if err != nil {
 				a.unstoppable = append(a.unstoppable, stopped...)
 			}
@@ -460,7 +503,12 @@ func (a *attempt[S]) takeLock(ctx context.Context, address string) (adopted bool
 			a.warn(ctx, "the lock of the version before is of no use", err)
 		}
 	}
+	begin := time.Now()
 	a.lock, err = a.records.Lock(a.network, address)
+	// Nobody waits for a lock that is free, and that is what nearly all of them are.
+	if waited := time.Since(begin); waited >= time.Millisecond || errors.Is(err, registry.ErrHeld) {
+		a.emit(Event{Kind: LockWait, Address: address, Elapsed: waited, Err: err})
+	}
 	return false, err
 }
 

@@ -61,6 +61,11 @@ type Config struct {
 	// Logger gets every decision: what was asked, found, decided and obtained. Debug for each attempt, Info for the
 	// listener obtained, Warn for what a person should know: another port, a process stopped. Nil discards.
 	Logger *slog.Logger
+
+	// OnEvent, if not nil, is called for what happens to an address: for metrics, health pages and alerts. It is called by
+	// the goroutine that calls Listen or Close, which goes on when it returns, so it must be quick, and it may be called by
+	// several at once.
+	OnEvent func(Event)
 }
 
 // A Middleware wraps a listener. The wrapper's Accept must give [net.ErrClosed] after Close; where it hides the listener

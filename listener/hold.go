@@ -15,6 +15,7 @@ type hold struct {
 	file           *socketFile                // nil: none that is ours to remove
 	lock           *registry.Lock             // nil: none, or tenure has it
 	tenure         *tenure                    // nil: no lineage
+	released       func(error)                // nil: nobody wants to know
 }
 
 // close closes the socket and releases the rest. The files that lead to the socket go before it, so that who binds the
@@ -36,7 +37,11 @@ func (h *hold) close(socket func() error) error {
 	if h.tenure != nil {
 		errs = append(errs, h.tenure.release(elsewhere))
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if h.released != nil {
+		h.released(err)
+	}
+	return err
 }
 
 // setUnlink says whether the file of a Unix socket goes with it.

@@ -49,7 +49,7 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 	if u == nil {
 		s.log.LogAttrs(ctx, slog.LevelInfo, "upgrades are off: there is no Upgrader")
 	} else {
-		s.log, s.ceiling = u.log, u.config.drain()
+		s.log, s.ceiling, s.notice = u.log, u.config.drain(), u.config.Notice
 		u.mu.Lock()
 		if u.serving != nil {
 			u.mu.Unlock()
@@ -89,6 +89,7 @@ type service struct {
 	server   drainer
 	log      *slog.Logger
 	ceiling  time.Duration
+	notice   time.Duration
 	gates    []*gate
 	stops    <-chan os.Signal
 	upgrades <-chan os.Signal // apart, since a storm of them fills the channel, and what does not fit is lost
@@ -112,6 +113,7 @@ func (s *service) live(ctx context.Context, upgraded <-chan *successor) error {
 		select {
 		case err := <-s.done:
 			s.done <- nil // each is waited for once
+			s.notice = 0  // it serves no more
 			return errors.Join(s.failed(err), s.stop(ctx, "the server ended"))
 		case err := <-ready:
 			ready = nil
@@ -153,6 +155,7 @@ func (s *service) becomeServing(ctx context.Context) error {
 	}
 	text := "serving on " + strings.Join(on, ", ")
 	s.log.LogAttrs(ctx, slog.LevelInfo, text, slog.Int("pid", os.Getpid()))
+	s.upgrader.event(EventReady, 0, nil)
 	s.upgrader.tell(activation.Status(text))
 	if s.upgrader != nil {
 		s.upgrader.faults.reach("serving")
@@ -171,6 +174,7 @@ func (s *service) failed(err error) error {
 func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 	begin := time.Now()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "draining", slog.Int("successor", next.pid), slog.Duration("at most", s.ceiling))
+	s.upgrader.event(EventDraining, 0, nil)
 	s.server.retire()
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ceiling)
 	defer cancel()
@@ -219,12 +223,14 @@ func (s *service) passOn(ctx context.Context) {
 // stop ends the service.
 func (s *service) stop(ctx context.Context, why string) error {
 	begin := time.Now()
+	s.upgrader.event(EventStopping, 0, nil)
 	s.upgrader.halt()
 	if s.upgrader.InCharge() {
 		s.upgrader.tell(activation.Stopping())
 		s.upgrader.tell(activation.Status("stopping: " + why))
 	}
-	s.log.LogAttrs(ctx, slog.LevelInfo, "stopping", slog.String("why", why), slog.Duration("at most", s.ceiling))
+	s.log.LogAttrs(ctx, slog.LevelInfo, "stopping", slog.String("why", why), slog.Duration("notice", s.notice), slog.Duration("at most", s.ceiling))
+	s.giveNotice()
 	if s.upgrader != nil {
 		s.upgrader.finish()
 	}
@@ -239,6 +245,26 @@ func (s *service) stop(ctx context.Context, why string) error {
 	cancelLinger()
 	s.shut(draining, begin)
 	return nil
+}
+
+// giveNotice serves on until load balancers have had the time to hear of the stop.
+func (s *service) giveNotice() {
+	if s.notice <= 0 {
+		return
+	}
+	timer := time.NewTimer(s.notice)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			return
+		case <-s.stops:
+			return
+		case <-s.server.ended():
+			return
+		case <-s.upgrades: // too late for that
+		}
+	}
 }
 
 // shut finishes what is in flight, as long as ctx and whoever is at the terminal let it, and closes the rest.
@@ -269,7 +295,9 @@ func (s *service) shut(ctx context.Context, begin time.Time) {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a listener failed", slog.Any("error", err))
 		}
 	}
-	after := slog.Duration("after", time.Since(begin).Round(time.Millisecond))
+	took := time.Since(begin)
+	s.upgrader.event(EventStopped, took, err)
+	after := slog.Duration("after", took.Round(time.Millisecond))
 	switch {
 	case open > 0:
 		s.log.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("closed %d connections that were still open", open), after)

@@ -236,7 +236,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	failure := &UpgradeError{Command: "the next version"}
 	give := func(err error) error {
 		failure.Err = err
-		u.report(failure)
+		u.report(failure, begin)
 		return failure
 	}
 
@@ -247,6 +247,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 	}
 	failure.Command = cmd.Path
 	u.log.LogAttrs(ctx, slog.LevelInfo, "upgrading", slog.String("command", cmd.Path))
+	u.event(EventUpgrading, 0, nil)
 	files, err := u.estate()
 	if err != nil {
 		return give(err)
@@ -265,7 +266,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 		s.release()
 		_ = pidFile(u.config.PIDFile).discard(s.pid) // it blocks nobody, and the next one replaces it
 		failure.Err, failure.Output = err, s.lines()
-		u.report(failure)
+		u.report(failure, begin)
 		return failure
 	}
 	if err := u.await(ctx, s, s.ready); err != nil {
@@ -297,6 +298,7 @@ func (u *Upgrader) upgrade(ctx context.Context) error {
 		return give(err)
 	}
 	u.log.LogAttrs(ctx, slog.LevelInfo, "upgraded", slog.Int("pid", s.pid), slog.Duration("after", time.Since(begin)))
+	u.event(EventUpgraded, time.Since(begin), nil)
 	s.letGo()
 	u.faults.reach("led")
 	u.retire(s)
@@ -404,6 +406,7 @@ func (u *Upgrader) resume(s *successor) {
 	u.successor = nil
 	u.mu.Unlock()
 	u.takeBack()
+	u.event(EventResumed, 0, s.exit)
 	u.tell(activation.MainPID(os.Getpid()))
 	u.tell(activation.Ready())
 	select {
@@ -413,7 +416,7 @@ func (u *Upgrader) resume(s *successor) {
 }
 
 // report makes a failure known, to whom this process tells the state of the service.
-func (u *Upgrader) report(e *UpgradeError) {
+func (u *Upgrader) report(e *UpgradeError, begin time.Time) {
 	attrs := []slog.Attr{slog.Any("error", e)}
 	if len(e.Output) > 1 {
 		attrs = append(attrs, slog.Any("output", e.Output))
@@ -423,6 +426,7 @@ func (u *Upgrader) report(e *UpgradeError) {
 		level = slog.LevelInfo
 	}
 	u.log.LogAttrs(context.Background(), level, "no upgrade", attrs...)
+	u.event(EventUpgradeFailed, time.Since(begin), e)
 	u.tell(activation.Status(e.Error()))
 	u.tell(activation.Ready()) // ends what Reloading began; who waits for that finds out why
 }

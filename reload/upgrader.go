@@ -44,7 +44,29 @@ type Config struct {
 
 	// Logger gets what happens: upgrades asked for, started, failed and done, and what a drain had to close. Nil discards.
 	Logger *slog.Logger
+
+	// Notice is how long a stop goes on serving after it has been announced (EventStopping), so that load balancers that ask
+	// for readiness have time to look elsewhere. A second signal ends it. 0 means none: with an upgrade, or a socket unit,
+	// nobody has to look elsewhere.
+	Notice time.Duration
+
+	// OnEvent, if not nil, is called for what happens to this process, with how long it took and why it failed, where that
+	// applies: one of the Event constants. It is called by the goroutine that does it, which goes on when it returns, so it
+	// must be quick, and must not call the Upgrader. There are only built-in types, so that a health page or a metric has no need to import this package.
+	OnEvent func(event string, took time.Duration, err error)
 }
+
+// What Config.OnEvent is told.
+const (
+	EventReady         = "ready"          // Serve accepts on every listener, and this process leads
+	EventUpgrading     = "upgrading"      // a new version is being started
+	EventUpgraded      = "upgraded"       // it leads; took since it was started
+	EventUpgradeFailed = "upgrade failed" // it does not, and this one goes on; with the error
+	EventDraining      = "draining"       // Serve finishes what it has, since a new version leads
+	EventResumed       = "resumed"        // the new version has ended, and this one serves again; with why
+	EventStopping      = "stopping"       // Serve is going to stop: told before anything is turned away
+	EventStopped       = "stopped"        // Serve has ended; took since it began to drain or stop
+)
 
 func (c *Config) timeout() time.Duration {
 	if c.Timeout > 0 {
@@ -462,6 +484,12 @@ func (u *Upgrader) Done() <-chan struct{} {
 		return nil
 	}
 	return u.done
+}
+
+func (u *Upgrader) event(event string, took time.Duration, err error) {
+	if u != nil && u.config.OnEvent != nil {
+		u.config.OnEvent(event, took, err)
+	}
 }
 
 func (u *Upgrader) finish() { u.doneOnce.Do(func() { close(u.done) }) }
