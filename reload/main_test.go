@@ -70,9 +70,10 @@ type listenConfig struct {
 }
 
 type reloadConfig struct {
-	Timeout, Drain time.Duration
-	PIDFile        string
-	Command        []string
+	Timeout, Drain, Notice time.Duration
+	PIDFile                string
+	Command                []string
+	Events                 bool // say what happens
 }
 
 const roleVariable = "BERTH_TEST_ROLE"
@@ -123,7 +124,10 @@ func play(path string) error {
 	if do, ok := foreign[p.Do]; ok {
 		return do(p.role)
 	}
-	config := reload.Config{Timeout: p.Reload.Timeout, Drain: p.Reload.Drain, PIDFile: p.Reload.PIDFile, Logger: p.log}
+	config := reload.Config{Timeout: p.Reload.Timeout, Drain: p.Reload.Drain, Notice: p.Reload.Notice, PIDFile: p.Reload.PIDFile, Logger: p.log}
+	if p.Reload.Events {
+		config.OnEvent = func(event string, took time.Duration, err error) { p.say("event %s, %v, %v", event, took > 0, err) }
+	}
 	if c := p.Reload.Command; c != nil {
 		config.Command = func() (*exec.Cmd, error) { return exec.Command(c[0], c[1:]...), nil }
 	}
