@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if *readme == "" || *only != "" {
 		return nil
 	}
-	return writeBetweenMarkers(*readme, text)
+	return errors.Join(writeCharts(*readme, parts), writeBetweenMarkers(*readme, text))
 }
 
 // run prepares the experiment in a lab of its own and measures its rows, or its table.
@@ -74,7 +74,7 @@ func (e experiment) run(ctx context.Context, s scale, rounds int, begin func(nam
 	if e.table != nil {
 		begin("table")
 		var err error
-		p.table, err = e.table(ctx, l)
+		p.finding, err = e.table(ctx, l)
 		return p, err
 	}
 	rows, err := e.prepare(l)

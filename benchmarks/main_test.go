@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"errors"
 	"io"
 	"os"
@@ -197,10 +198,11 @@ func TestReport(t *testing.T) {
 		medians: []outcome{{took: 500 * us}, {took: 2 * ms}, {took: 30 * ms, failed: 7}, {took: 10 * ms}},
 	}
 	text := report([]part{
-		{title: "One", results: []result{r}}, {title: "One", results: []result{r}}, {title: "Two"}, {title: "Three", table: "| of its own |\n"},
+		{title: "One", results: []result{r}}, {title: "One", results: []result{r}}, {title: "Two"}, {title: "Three", finding: finding{table: "| of its own |\n"}},
 	}, 15, "a machine")
 	require.Contains(t, text, "\n### Three\n\n| of its own |\n")
 	require.Equal(t, 1, strings.Count(text, "### One"), "parts of one title are one table")
+	require.Contains(t, text, "\n### One\n\n![One](charts/one.svg)\n\n| ")
 	require.Contains(t, text, "a machine. Medians of 15 interleaved rounds.")
 	require.Contains(t, text, "| a job | 500 us | 2 ms net | 0.25 | 10 ms quick | 0.050 | 30 ms slow, 7 failed | at most 1 ms | yes |")
 
@@ -210,6 +212,52 @@ func TestReport(t *testing.T) {
 	} {
 		require.Equal(t, want, format(d))
 	}
+}
+
+// The picture shows the figures of the table.
+func TestCharts(t *testing.T) {
+	r := result{
+		row:     row{text: "a `job` <of many>", ours: contestant{name: "berth"}, bare: contestant{name: "net"}},
+		medians: []outcome{{took: 500 * us}, {took: 2 * ms, failed: 1}},
+	}
+	parts := []part{
+		{title: "One & two", results: []result{r}},
+		{title: "One & two", results: []result{r}},
+		{title: "Lost", finding: finding{bars: []bars{{"requests", []bar{{"berth", "ours", 0, "none"}, {"peer", "peer", 3, "3"}}}}}},
+		{title: "Nothing"},
+	}
+	readme := filepath.Join(t.TempDir(), "README.md")
+	for range 2 { // also over what is there
+		require.NoError(t, writeCharts(readme, parts))
+	}
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(readme), "charts", "*"))
+	require.NoError(t, err)
+	require.Len(t, files, 2)
+
+	type picture struct {
+		Label string `xml:"aria-label,attr"`
+		Bars  []struct {
+			Class string  `xml:"class,attr"`
+			Width float64 `xml:"width,attr"`
+		} `xml:"rect"`
+		Texts []string `xml:"text"`
+	}
+	read := func(name string) (p picture) {
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(readme), name))
+		require.NoError(t, err)
+		require.NoError(t, xml.Unmarshal(text, &p))
+		return p
+	}
+	one := read("charts/one---two.svg")
+	require.Contains(t, one.Label, "One & two")
+	require.Len(t, one.Bars, 4)
+	require.Equal(t, "ours", one.Bars[0].Class)
+	require.Equal(t, "bare", one.Bars[1].Class)
+	require.InDelta(t, 4, one.Bars[1].Width/one.Bars[0].Width, 0.01)
+	require.Equal(t, []string{"a job <of many>", "berth", "500 us", "net", "2 ms, 1 failed"}, one.Texts[1:6])
+	lost := read("charts/lost.svg")
+	require.Less(t, lost.Bars[0].Width, 3.0)
+	require.Greater(t, lost.Bars[1].Width, 100.0)
 }
 
 func TestWriteBetweenMarkers(t *testing.T) {

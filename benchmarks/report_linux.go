@@ -20,7 +20,13 @@ const (
 type part struct {
 	title   string
 	results []result
-	table   string // instead of results
+	finding        // instead of results
+}
+
+// A finding is what does not come in rows of times.
+type finding struct {
+	table string // in Markdown
+	bars  []bars
 }
 
 // report is the whole table, in Markdown.
@@ -32,6 +38,9 @@ func report(parts []part, rounds int, machine string) string {
 		if p.title != title { // else it goes on
 			title = p.title
 			fmt.Fprintf(&b, "\n### %s\n\n", title)
+			if len(p.results)+len(p.bars) > 0 {
+				fmt.Fprintf(&b, "![%s](%s)\n\n", title, chartFile(title))
+			}
 			if p.table != "" {
 				b.WriteString(p.table)
 				continue

@@ -15,7 +15,7 @@ type experiment struct {
 	prepare func(*lab) ([]row, error)
 
 	// table, instead of prepare, measures what does not come in rows of times, and gives a table of its own.
-	table func(context.Context, *lab) (string, error)
+	table func(context.Context, *lab) (finding, error)
 }
 
 var experiments = []experiment{

@@ -43,8 +43,10 @@ var upgradeExperiment = experiment{name: "Upgrade", title: "The next version of 
 }}
 
 // lossExperiment counts what clients lose while a program is replaced again and again.
-var lossExperiment = experiment{name: "Loss", title: "Upgrades under load", table: func(ctx context.Context, l *lab) (string, error) {
+var lossExperiment = experiment{name: "Loss", title: "Upgrades under load", table: func(ctx context.Context, l *lab) (finding, error) {
 	var b strings.Builder
+	lost := bars{text: "requests lost, an upgrade"}
+	closed := bars{text: "idle connections closed unannounced, an upgrade"}
 	b.WriteString("| | upgrades | answered | requests lost | an upgrade | idle connections closed | an upgrade | " +
 		"resident, 3rd and last version | descriptors | goal | met |\n")
 	b.WriteString("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |\n")
@@ -59,19 +61,22 @@ var lossExperiment = experiment{name: "Loss", title: "Upgrades under load", tabl
 	} {
 		found, err := l.loss(ctx, c.by, c.upgrades)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", c.name, err)
+			return finding{}, fmt.Errorf("%s: %w", c.name, err)
 		}
-		goal, met := "", ""
+		goal, met, kind := "", "", "peer"
 		if c.goal {
-			goal, met = "nothing lost, no growth", "no"
+			goal, met, kind = "nothing lost, no growth", "no", "ours"
 			if found.met() {
 				met = "yes"
 			}
 		}
 		cells := append([]string{c.name}, found.cells()...)
 		b.WriteString("| " + strings.Join(append(cells, goal, met), " | ") + " |\n")
+		name, _, _ := strings.Cut(strings.ReplaceAll(c.name, "`", ""), ", program") // the README's is the plain one
+		lost.bars = append(lost.bars, bar{name, kind, float64(found.lost()) / float64(found.upgrades), cells[4]})
+		closed.bars = append(closed.bars, bar{name, kind, float64(found.clients.Closed) / float64(found.upgrades), cells[6]})
 	}
-	return b.String(), nil
+	return finding{b.String(), []bars{lost, closed}}, nil
 }}
 
 // A loss is what became of the clients of one program, and of the program.
@@ -86,9 +91,12 @@ func (f loss) met() bool {
 	return f.clients.Lost == 0 && len(f.late.Descriptors) <= len(f.early.Descriptors) && f.late.Resident < f.early.Resident*5/4
 }
 
+// lost is the requests without an answer.
+func (f loss) lost() int { return f.clients.Lost - f.clients.Closed }
+
 func (f loss) cells() []string {
 	each := func(n int) string { return fmt.Sprintf("%.1f", float64(n)/float64(f.upgrades)) }
-	requests := f.clients.Lost - f.clients.Closed
+	requests := f.lost()
 	return []string{
 		strconv.Itoa(f.upgrades), strconv.Itoa(f.clients.Answered), strconv.Itoa(requests), each(requests),
 		strconv.Itoa(f.clients.Closed), each(f.clients.Closed),
