@@ -107,9 +107,16 @@ func (l *Listener) Origin() Origin { return l.hold.origin }
 // Unwrap is the listener inside: the outermost middleware, or the standard library's own. See [As].
 func (l *Listener) Unwrap() net.Listener { return l.accepting }
 
-// SetDeadline bounds Accept, as [net.TCPListener.SetDeadline] does. The zero time takes the bound away.
+// SetDeadline bounds Accept, as [net.TCPListener.SetDeadline] does. The zero time takes the bound away. The outermost
+// middleware that has the method is asked, since it may wait for something else than the socket.
 func (l *Listener) SetDeadline(t time.Time) error {
-	if d, ok := l.base.(interface{ SetDeadline(time.Time) error }); ok {
+	if d, ok := As[interface {
+		net.Listener
+		SetDeadline(time.Time) error
+	}](l.accepting); ok {
+		return d.SetDeadline(t)
+	}
+	if d, ok := l.base.(interface{ SetDeadline(time.Time) error }); ok { // a middleware hides it
 		return d.SetDeadline(t)
 	}
 	return unsupported("set deadline", l.base.Addr())

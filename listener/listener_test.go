@@ -407,6 +407,24 @@ func TestMiddleware(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
+// A middleware that waits for more than the socket bounds its Accept itself.
+func TestMiddlewareDeadline(t *testing.T) {
+	var set time.Time
+	ln := listen(t, &listener.Config{Middleware: []listener.Middleware{
+		func(inside net.Listener) net.Listener { return tracing{inside, func() {}} },
+		func(inside net.Listener) net.Listener { return deadlined{inside, &set} },
+	}}, "tcp", "127.0.0.1:0")
+	require.NoError(t, ln.SetDeadline(time.Unix(1, 0)))
+	require.Equal(t, time.Unix(1, 0), set)
+}
+
+type deadlined struct {
+	net.Listener
+	set *time.Time
+}
+
+func (l deadlined) SetDeadline(t time.Time) error { *l.set = t; return nil }
+
 type tracing struct {
 	net.Listener
 	accept func()
