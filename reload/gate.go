@@ -1,6 +1,7 @@
 package reload
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -11,10 +12,13 @@ import (
 )
 
 // A gate is a listener whose Accept can be held without closing the socket: the successor accepts, and if it dies, this
-// one goes on. No connection is lost: one that the kernel has handed out is given to the caller, held or not.
+// one goes on. No connection is lost: one that the kernel has handed out is given to the caller, held or not. That goes also
+// for those that a listener of many layers keeps to itself for a while, as for a TLS handshake, where it can say when it has
+// none left: see pendingKeeper.
 type gate struct {
 	net.Listener
 	setDeadline func(time.Time) error // interrupts an Accept; nil: it cannot be
+	keepers     []pendingKeeper       // among its layers
 
 	asked     chan struct{} // closed by the first Accept
 	askedOnce sync.Once
@@ -22,19 +26,29 @@ type gate struct {
 	mu        sync.Mutex
 	closed    bool
 	opened    chan struct{} // not nil: held, until it is closed by release or Close
+	dry       bool          // held, and the listener has none left
 	holds     int           // how often hold was called
 	accepting int           // calls inside the listener's own Accept
 	out       int           // connections handed out whose receiver has not come back for the next
 	settling  chan struct{} // not nil: somebody waits for accepting and out to be 0
 }
 
+// A pendingKeeper is a listener that may have accepted connections which Accept has not given yet. While it drains, a
+// deadline in the past interrupts Accept only when there are none left.
+type pendingKeeper interface{ SetDraining(draining bool) }
+
 func newGate(ln net.Listener) *gate {
 	g := &gate{Listener: ln, asked: make(chan struct{})}
 	for inner := ln; inner != nil; inner = innerListener(inner) {
+		if k, ok := inner.(pendingKeeper); ok {
+			g.keepers = append(g.keepers, k)
+		}
+		if g.setDeadline != nil {
+			continue
+		}
 		// One can have the method and not the means, such as a wrapper around an unknown listener.
 		if d, ok := inner.(interface{ SetDeadline(time.Time) error }); ok && d.SetDeadline(time.Time{}) == nil {
 			g.setDeadline = d.SetDeadline
-			break
 		}
 	}
 	return g
@@ -72,7 +86,7 @@ func (g *gate) Accept() (net.Conn, error) {
 		g.out--
 	}
 	for {
-		for g.opened != nil && !g.closed {
+		for g.opened != nil && g.dry && !g.closed {
 			opened := g.opened
 			g.settleLocked()
 			g.mu.Unlock()
@@ -92,7 +106,7 @@ func (g *gate) Accept() (net.Conn, error) {
 
 		g.mu.Lock()
 		g.accepting--
-		interrupted := g.holds != holds && errors.Is(err, os.ErrDeadlineExceeded)
+		interrupted := (g.opened != nil || g.holds != holds) && errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil:
 			g.out++
@@ -102,6 +116,8 @@ func (g *gate) Accept() (net.Conn, error) {
 			g.settleLocked()
 			g.mu.Unlock()
 			return nil, err
+		case interrupted && g.holds == holds:
+			g.dry = true
 		}
 	}
 }
@@ -118,6 +134,11 @@ func (g *gate) hold() {
 	}
 	g.opened = make(chan struct{})
 	g.holds++
+	// One that keeps none has none left, and where Accept cannot be interrupted none is to be called.
+	g.dry = len(g.keepers) == 0 || g.setDeadline == nil
+	for _, k := range g.keepers {
+		k.SetDraining(true)
+	}
 	if g.setDeadline != nil {
 		_ = g.setDeadline(time.Unix(1, 0)) // fails only once it is closed
 	}
@@ -129,6 +150,9 @@ func (g *gate) release() {
 	defer g.mu.Unlock()
 	if g.closed || g.opened == nil {
 		return
+	}
+	for _, k := range g.keepers {
+		k.SetDraining(false)
 	}
 	if g.setDeadline != nil {
 		_ = g.setDeadline(time.Time{})
@@ -160,6 +184,17 @@ func (g *gate) settleLocked() {
 	if g.settling != nil && g.accepting == 0 && g.out == 0 {
 		close(g.settling)
 		g.settling = nil
+	}
+}
+
+// empty waits until a gate that is held has handed out what its listener kept, as long as ctx lets it.
+func (g *gate) empty(ctx context.Context) {
+	if len(g.keepers) == 0 {
+		return
+	}
+	select {
+	case <-g.settled():
+	case <-ctx.Done():
 	}
 }
 

@@ -183,6 +183,9 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 	spoken := make(chan struct{})
 	go func() {
 		defer close(spoken)
+		for _, g := range s.gates {
+			g.empty(telling)
+		}
 		_ = s.server.spoken(telling) // whom it could not tell is closed below
 	}()
 	for waiting := true; waiting; {
