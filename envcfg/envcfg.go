@@ -43,6 +43,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/strategy"
 )
@@ -332,7 +333,7 @@ func (s Settings) String() string {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	line := func(cells ...string) {
 		for i, cell := range cells {
-			cells[i] = printable(cell)
+			cells[i] = printable.Text(cell)
 		}
 		_, _ = w.Write([]byte(strings.Join(cells, "\t") + "\n")) // a strings.Builder does not fail
 	}

@@ -3,7 +3,8 @@ package envcfg
 import (
 	"fmt"
 	"strings"
-	"unicode"
+
+	"github.com/berth-go/berth/internal/printable"
 )
 
 // Error is why Load failed: every variable that is wrong, in the order of the documentation, then those with a misspelt
@@ -39,7 +40,7 @@ type VariableError struct {
 
 // Error is one line.
 func (e *VariableError) Error() string {
-	return printable(fmt.Sprintf("environment variable %s=%q: %s; %s, for example %s", e.Name, shorten(e.Value), e.Reason, e.Remedy, e.Example))
+	return printable.Text(fmt.Sprintf("environment variable %s=%q: %s; %s, for example %s", e.Name, shorten(e.Value), e.Reason, e.Remedy, e.Example))
 }
 
 // shorten keeps a line readable whatever somebody put into a variable.
@@ -49,17 +50,6 @@ func shorten(value string) string {
 		return value
 	}
 	return strings.ToValidUTF8(value[:limit], "") + "..."
-}
-
-// printable is text that does nothing to a terminal, and stays on its line and in its column. Names can have anything in
-// them too.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, text)
 }
 
 // redact hides what stands before the @ of a URL.

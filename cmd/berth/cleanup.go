@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-go/berth/internal/holder"
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/internal/proc"
 	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/internal/sockets"
@@ -130,7 +131,7 @@ func (s swept) line(dryRun bool) string {
 	if s.Reason != "" && s.Action != actionRefused && s.Action != actionFailed { // those go to stderr
 		text += ": " + s.Reason
 	}
-	return printable(text)
+	return printable.Text(text)
 }
 
 // sweep does one thing to every record of the state directory, and reports it.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-go/berth/internal/losstest"
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/listener"
 )
 
@@ -79,7 +80,7 @@ func (s *stage) say(format string, args ...any) {
 // quote prints what a process said.
 func (s *stage) quote(said string) {
 	for line := range strings.Lines(strings.TrimSpace(said)) {
-		s.say("%s", s.paint.paint(faint, "| "+printable(strings.TrimRight(line, "\n"))))
+		s.say("%s", s.paint.paint(faint, "| "+printable.Text(strings.TrimRight(line, "\n"))))
 	}
 }
 

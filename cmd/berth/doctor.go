@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-go/berth/internal/losstest"
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/internal/proc"
 	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/internal/sockets"
@@ -82,7 +83,7 @@ func (f finding) line(paint palette) string {
 	styles := map[string]style{passed: green, failed: red, unable: yellow}
 	text := paint.paint(styles[f.Status], fmt.Sprintf("%-6s", f.Status)) + "  " + f.Name
 	if f.Detail != "" {
-		text += ": " + printable(f.Detail)
+		text += ": " + printable.Text(f.Detail)
 	}
 	return text
 }

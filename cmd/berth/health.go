@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/listener/inspect"
 )
 
@@ -94,13 +95,13 @@ func healthStatus(reports []inspect.Report) int {
 
 func writeHealth(w io.Writer, p palette, reports []inspect.Report) error {
 	for _, r := range reports {
-		text := p.paint(stateStyles[r.State], printable(r.String()))
+		text := p.paint(stateStyles[r.State], printable.Text(r.String()))
 		if r.Service != "" {
-			text += printable(", service " + r.Service)
+			text += printable.Text(", service " + r.Service)
 		}
 		text += "\n"
 		for _, note := range r.Records {
-			text += "  " + printable(note) + "\n"
+			text += "  " + printable.Text(note) + "\n"
 		}
 		for i, advice := range r.Recommendations {
 			if r.State == inspect.Healthy {
@@ -110,7 +111,7 @@ func writeHealth(w io.Writer, p palette, reports []inspect.Report) error {
 			if i == 0 {
 				lead = "  do: "
 			}
-			text += lead + printable(advice) + "\n"
+			text += lead + printable.Text(advice) + "\n"
 		}
 		if _, err := io.WriteString(w, text); err != nil {
 			return err

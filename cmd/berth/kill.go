@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-go/berth/internal/holder"
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/internal/sockets"
 	"github.com/berth-go/berth/strategy"
@@ -102,7 +103,7 @@ func joined(failures []error) error {
 	}
 	lines := make([]string, len(failures))
 	for i, err := range failures {
-		lines[i] = printable(err.Error())
+		lines[i] = printable.Text(err.Error())
 	}
 	return &statusError{status, errors.New(strings.Join(lines, "\nberth: "))}
 }
@@ -149,7 +150,7 @@ type killedJSON struct {
 // String is one line.
 func (k killedJSON) String() string {
 	what := fmt.Sprintf("%s port %d", k.Network, k.Port)
-	who := printable(strategy.Diagnosis{Holders: k.holders}.String())
+	who := printable.Text(strategy.Diagnosis{Holders: k.holders}.String())
 	switch k.Result {
 	case resultStopped:
 		return fmt.Sprintf("%s is free: stopped %s", what, who)

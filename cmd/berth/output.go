@@ -13,13 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/strategy"
 )
 
@@ -249,17 +249,7 @@ func (t table) lines(p palette, columns int) []string {
 	return lines
 }
 
-func (c cell) shown() string { return cmp.Or(printable(c.text), "-") }
-
-// printable is text that does nothing to a terminal and stays on its line: a process chooses its own name and directory.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, text)
-}
+func (c cell) shown() string { return cmp.Or(printable.Text(c.text), "-") }
 
 // age is a duration for people, to two digits or so: "45s", "12m", "5h", "3d".
 func age(d time.Duration) string {

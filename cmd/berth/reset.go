@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-go/berth/internal/printable"
 	"github.com/berth-go/berth/internal/registry"
 )
 
@@ -39,7 +40,7 @@ The exit status is 2 where there was nothing to remove.`,
 				return s, nil
 			}
 			if s.Reason != "" && !asJSON {
-				fmt.Fprintln(c.stderr, "berth:", printable(s.Reason)) // before it is done
+				fmt.Fprintln(c.stderr, "berth:", printable.Text(s.Reason)) // before it is done
 			}
 			return s, s.remove(remove)
 		})
