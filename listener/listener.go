@@ -35,7 +35,7 @@ func Listen(network, address string) (net.Listener, error) {
 	}
 	ln, err := new(net.ListenConfig).Listen(context.Background(), network, address)
 	if err != nil {
-		return nil, explain(network, address, err)
+		return nil, explain(address, err)
 	}
 	return ln, nil
 }
@@ -47,7 +47,7 @@ func ListenPacket(network, address string) (net.PacketConn, error) {
 	}
 	conn, err := new(net.ListenConfig).ListenPacket(context.Background(), network, address)
 	if err != nil {
-		return nil, explain(network, address, err)
+		return nil, explain(address, err)
 	}
 	return conn, nil
 }
@@ -114,9 +114,11 @@ func (l *Listener) SetDeadline(t time.Time) error {
 		net.Listener
 		SetDeadline(time.Time) error
 	}](l.accepting); ok {
-		return d.SetDeadline(t)
+		if err := d.SetDeadline(t); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
 	}
-	if d, ok := l.base.(interface{ SetDeadline(time.Time) error }); ok { // a middleware hides it
+	if d, ok := l.base.(interface{ SetDeadline(time.Time) error }); ok { // a middleware hides it, or knows nothing of what it wraps
 		return d.SetDeadline(t)
 	}
 	return unsupported("set deadline", l.base.Addr())

@@ -3,7 +3,9 @@ package reload
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -12,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // patience bounds every wait in these tests. It is only reached when something is broken.
@@ -181,6 +185,47 @@ func TestGateLosesNoConnection(t *testing.T) {
 	g.Close()
 	heir.Close()
 	serving.Wait()
+}
+
+// What a middleware has accepted and not handed out yet is handed out behind a gate that is held, and nothing else is.
+func TestGateEmpties(t *testing.T) {
+	noLeak(t)
+	proxy := middleware.Proxy{Trusted: middleware.NewPrefixes(netip.MustParsePrefix("127.0.0.0/8"))}
+	ln := proxy.Wrap(bind(t))
+	g := newGate(embedding{ln})
+	defer g.Close()
+	next := accept(g)
+	g.inAccept(t)
+	slow := dial(t, g.Addr())
+	require.Eventually(t, func() bool { return ln.(interface{ Pending() int }).Pending() == 1 }, patience, 100*time.Microsecond)
+	g.hold()
+	settled := g.settled()
+	never(t, settled, "one is pending")
+	const header = "PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n"
+	_, err := io.WriteString(slow, header)
+	require.NoError(t, err)
+	got := within(t, next)
+	require.NoError(t, got.err)
+	got.conn.Close()
+	require.ErrorIs(t, readEnd(slow), io.EOF)
+
+	next = accept(g)
+	within(t, settled)
+	g.empty(t.Context())
+	late := dial(t, g.Addr())
+	_, err = io.WriteString(late, header)
+	require.NoError(t, err)
+	require.Empty(t, next, "accepted behind a gate that is held")
+	g.release()
+	got = within(t, next)
+	require.NoError(t, got.err)
+	got.conn.Close()
+	require.ErrorIs(t, readEnd(late), io.EOF)
+}
+
+func readEnd(conn net.Conn) error {
+	_, err := conn.Read(make([]byte, 1))
+	return err
 }
 
 func TestGateClose(t *testing.T) {

@@ -1,0 +1,76 @@
+package middleware_test
+
+import (
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	mw "github.com/berth-go/berth/listener/middleware"
+)
+
+// A refusal says why, to hooks and in errors.
+func TestRefusal(t *testing.T) {
+	cause := errors.New("too late")
+	for _, test := range []struct {
+		verdict error
+		reason  mw.Reason
+		text    string
+	}{
+		{cause, mw.ReasonHook, "connection refused: hook: too late"},
+		{&mw.Refusal{Reason: "night"}, "night", "connection refused: night"},
+		{&mw.Refusal{Reason: "night", Err: cause}, "night", "connection refused: night: too late"},
+	} {
+		told := make(chan *mw.Refusal, 1)
+		var addr net.Addr
+		ln := listen(t, "tcp", mw.Hook{
+			Accept:  func(net.Conn) error { return test.verdict },
+			Refused: func(conn net.Conn, why *mw.Refusal) { addr = conn.RemoteAddr(); told <- why },
+		}.Wrap)
+		accepting(t, ln)
+		client := dial(t, ln)
+		refused(t, client)
+		why := <-told
+		require.Equal(t, test.reason, why.Reason)
+		require.EqualError(t, why, test.text)
+		require.Equal(t, client.LocalAddr().String(), addr.String())
+		if test.reason == mw.ReasonHook || why.Err != nil {
+			require.ErrorIs(t, why, cause)
+		}
+	}
+}
+
+// Closed knows how long, and is told of connections that Accept let pass.
+func TestHookClosed(t *testing.T) {
+	const while = 10 * time.Millisecond
+	closed := make(chan time.Duration, 1)
+	ln := listen(t, "tcp", mw.Hook{Closed: func(_ net.Conn, open time.Duration) { closed <- open }}.Wrap)
+	_, server := connect(t, ln)
+	time.Sleep(while) // what is measured
+	require.NoError(t, server.Close())
+	require.GreaterOrEqual(t, <-closed, while)
+	require.Error(t, server.Close())
+	require.Empty(t, closed)
+}
+
+// Clients that are gone before they were accepted, or as soon as they were, leave nothing behind.
+func TestResetStorm(t *testing.T) {
+	track, limit := new(mw.Track), &mw.Limit{Max: 10}
+	ln := listen(t, "tcp", append([]middleware{track.Wrap, limit.Wrap}, all()...)...)
+	for range 500 {
+		conn, err := net.Dial("tcp", ln.Addr().String())
+		require.NoError(t, err)
+		reset(conn)
+	}
+	for range 500 {
+		server := accept(t, ln)
+		_, err := server.Read(make([]byte, 1))
+		require.Error(t, err)
+		require.NoError(t, server.Close())
+	}
+	require.Zero(t, track.Open())
+	require.Zero(t, limit.Open())
+	connect(t, ln)
+}
