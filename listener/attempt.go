@@ -1,6 +1,7 @@
 package listener
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 // then binds, until one succeeds or the strategy gives up.
 type attempt[S io.Closer] struct {
 	config             *Config
+	op                 string // of errors; "" means "listen"
 	network, requested string
 	portFile           string
 	take               func(source Source, name, network, address string) (S, error)
@@ -69,26 +71,34 @@ func (a *attempt[S]) open(ctx context.Context) (S, hold, error) {
 }
 
 func (a *attempt[S]) establish(ctx context.Context) (S, hold, error) {
-	var none S
+	a.start()
+	socket, from, err := a.obtain(ctx)
+	if err != nil {
+		if a.lock != nil {
+			_ = a.lock.Release() // the failure is what counts
+		}
+		return socket, hold{}, err
+	}
+	a.from = from
+	return a.possess(ctx, socket)
+}
+
+// start fills in what the Config implies.
+func (a *attempt[S]) start() {
 	a.log = a.config.Logger
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
 	a.origin.Requested = a.requested
 	a.lineage = lineageOf(a.config.Sources)
+}
 
-	var err error
-	var socket S
-	socket, a.from, err = a.obtain(ctx)
-	if err != nil {
-		if a.lock != nil {
-			_ = a.lock.Release() // the failure is what counts
-		}
-		return none, hold{}, err
-	}
+// possess writes what can be taken back of a socket that is there.
+func (a *attempt[S]) possess(ctx context.Context, socket S) (_ S, h hold, err error) {
+	var none S
 	a.origin.Address = a.addrOf(socket).String()
 	a.origin.History = a.history
-	h := hold{origin: a.origin}
+	h = hold{origin: a.origin}
 	if a.from == fromBind {
 		h.file = ownSocketFile(socket, a.addrOf(socket))
 	}
@@ -170,7 +180,7 @@ func (a *attempt[S]) discard(socket S, h *hold, cause error) error {
 
 // failure is an error that no bind gave.
 func (a *attempt[S]) failure(addr net.Addr, cause error) error {
-	return &net.OpError{Op: "listen", Net: a.network, Addr: addr, Err: &Error{Requested: a.requested, History: a.history, Cause: cause}}
+	return &net.OpError{Op: cmp.Or(a.op, "listen"), Net: a.network, Addr: addr, Err: &Error{Requested: a.requested, History: a.history, Cause: cause}}
 }
 
 // fromBind is in place of the index of a Source.
@@ -239,7 +249,7 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 	}
 	var last func(cause error) error // the failure of the bind before
 	for {
-		failed, target, ok := failedBind(a.network, err)
+		failed, target, ok := failedBind(err)
 		if !ok && last != nil {
 			return none, last(err) // a name no longer resolves, or the context ended meanwhile: the address is still taken
 		}
@@ -255,7 +265,7 @@ func (a *attempt[S]) struggle(ctx context.Context, err error) (S, error) {
 				a.settle(Bound)
 				return socket, nil
 			}
-			if failed, target, ok = failedBind(a.network, bindErr); !ok {
+			if failed, target, ok = failedBind(bindErr); !ok {
 				return none, bindErr
 			}
 		}
@@ -430,6 +440,10 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 					return socket, false, err
 				}
 				socket, err = a.bind(ctx, a.network, net.JoinHostPort(host, strconv.Itoa(port)))
+				if err == nil && keptBy(a.records, a.network, a.addrOf(socket)) != nil {
+					_ = socket.Close() // nobody was to use it
+					continue
+				}
 				if err == nil {
 					return socket, true, nil
 				}

@@ -81,7 +81,8 @@ type Source interface {
 	TakePacket(name, network, address string) (net.PacketConn, error)
 }
 
-// A Keeper is a [Source] that also hands on: it is given every socket that was obtained elsewhere, before Listen returns.
+// A Keeper is a [Source] that also hands on: it is given every socket that was obtained elsewhere, before Listen returns; of
+// [Config.ListenGroup] the first, unless it has the methods for more that the upgrader of package reload has.
 // An error from it ends the attempt. The socket is that of package net, such as [*net.TCPListener]; its Close closes it for
 // the listener too. The upgrader of package reload gets a mere [syscall.Conn] where the file of a Unix socket is not this
 // program's to remove: another Source had the socket, or systemd stores it.
@@ -100,6 +101,9 @@ type Keeper interface {
 func (c *Config) Listen(ctx context.Context, network, address string) (*Listener, error) {
 	a := c.attempt(network, address)
 	ln, h, err := a.run(ctx)
+	if err == nil {
+		ln, err = whole(ctx, &a, ln, &h)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -117,17 +121,21 @@ func (c *Config) attempt(network, address string) attempt[net.Listener] {
 
 // ListenPacket is [Config.Listen] for "udp", "udp4", "udp6" and "unixgram". Middleware is not applied.
 func (c *Config) ListenPacket(ctx context.Context, network, address string) (*PacketConn, error) {
-	a := attempt[net.PacketConn]{
-		config: c, network: network, requested: address, portFile: c.PortFile,
-		take:   Source.TakePacket,
-		bind:   c.Net.ListenPacket,
-		addrOf: net.PacketConn.LocalAddr,
-	}
+	a := c.packetAttempt(network, address)
 	conn, h, err := a.run(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return newPacketConn(conn, h), nil
+}
+
+func (c *Config) packetAttempt(network, address string) attempt[net.PacketConn] {
+	return attempt[net.PacketConn]{
+		config: c, network: network, requested: address, portFile: c.PortFile,
+		take:   Source.TakePacket,
+		bind:   c.Net.ListenPacket,
+		addrOf: net.PacketConn.LocalAddr,
+	}
 }
 
 // ListenAll is [Config.Listen] for several addresses, all or none: when one fails, those before it are closed. The
@@ -136,13 +144,7 @@ func (c *Config) ListenPacket(ctx context.Context, network, address string) (*Pa
 func (c *Config) ListenAll(ctx context.Context, network string, addresses ...string) ([]*Listener, error) {
 	attempts := make([]attempt[net.Listener], len(addresses))
 	opened := make([]net.Listener, 0, len(addresses))
-	holds := make([]hold, len(addresses))
-	closeAll := func() {
-		for i, ln := range opened {
-			_ = holds[i].close(ln.Close) // the failure that led here is what counts
-		}
-	}
-	obtained := make([]string, len(addresses))
+	holds := make([]hold, 0, len(addresses))
 	for i, address := range addresses {
 		attempts[i] = c.attempt(network, address)
 		attempts[i].portFile, attempts[i].byAddress = "", len(addresses) > 1
@@ -152,16 +154,32 @@ func (c *Config) ListenAll(ctx context.Context, network string, addresses ...str
 			if e := (*Error)(nil); len(opened) > 0 && errors.As(err, &e) {
 				e.Diagnosis()
 			}
-			closeAll()
+			closeAll(opened, holds)
 			return nil, err
 		}
-		opened, holds[i], obtained[i] = append(opened, ln), h, h.origin.Address
+		opened, holds = append(opened, ln), append(holds, h)
 	}
+	return c.complete(ctx, attempts, opened, holds, c.Middleware)
+}
+
+// closeAll closes what was opened before a failure, which is what counts.
+func closeAll(opened []net.Listener, holds []hold) {
+	for i, ln := range opened {
+		_ = holds[i].close(ln.Close)
+	}
+}
+
+// complete makes listeners of what several attempts have opened, with one port file. After an error nothing is left.
+func (c *Config) complete(ctx context.Context, attempts []attempt[net.Listener], opened []net.Listener, holds []hold, middleware []Middleware) ([]*Listener, error) {
 	if c.PortFile != "" && len(opened) > 0 {
+		obtained := make([]string, len(holds))
+		for i, h := range holds {
+			obtained[i] = h.origin.Address
+		}
 		remove, err := keepPortFile(ctx, attempts[0].lineage, attempts[0].log, c.PortFile, obtained)
 		if err != nil {
-			closeAll()
-			return nil, &net.OpError{Op: "listen", Net: network, Err: &Error{Requested: addresses[0], Cause: err}}
+			closeAll(opened, holds)
+			return nil, &net.OpError{Op: "listen", Net: attempts[0].network, Err: &Error{Requested: attempts[0].requested, Cause: err}}
 		}
 		remove = afterCalls(len(opened), remove)
 		for i := range holds {
@@ -170,16 +188,20 @@ func (c *Config) ListenAll(ctx context.Context, network string, addresses ...str
 	}
 	// What cannot be taken back comes last.
 	for i, ln := range opened {
-		if err := attempts[i].handOn(ctx, ln, &holds[i]); err != nil {
+		err := attempts[i].handOn(ctx, ln, &holds[i])
+		if err == nil {
+			opened[i], err = whole(ctx, &attempts[i], ln, &holds[i])
+		}
+		if err != nil {
 			opened = slices.Delete(opened, i, i+1)
-			holds = slices.Delete(holds, i, i+1) // handOn has closed that one
-			closeAll()
+			holds = slices.Delete(holds, i, i+1) // that one is closed
+			closeAll(opened, holds)
 			return nil, err
 		}
 	}
 	var all []*Listener
 	for i, ln := range opened {
-		all = append(all, newListener(ln, c.Middleware, holds[i]))
+		all = append(all, newListener(ln, middleware, holds[i]))
 	}
 	return all, nil
 }

@@ -72,7 +72,7 @@ func (e *Error) Error() string {
 	if e.Err != nil {
 		b.WriteString(e.Err.Error())
 	}
-	if isInUse(e.Err) {
+	if kept := (*keptError)(nil); isInUse(e.Err) && !errors.As(e.Err, &kept) {
 		switch d, obstacle := e.Diagnosis(), holder.Obstacle(e.target); {
 		case len(d.Holders) > 0:
 			b.WriteString("; held by " + d.String())
@@ -122,8 +122,8 @@ func (e *Error) Temporary() bool {
 }
 
 // explain puts an Error inside what a plain bind gave.
-func explain(network, address string, err error) error {
-	failed, target, ok := failedBind(network, err)
+func explain(address string, err error) error {
+	failed, target, ok := failedBind(err)
 	if !ok {
 		return err
 	}
@@ -136,13 +136,13 @@ func explain(network, address string, err error) error {
 
 // failedBind tells whether err is the failure of a system call on an address that was well-formed, and of which one. It
 // gives a copy of the OpError to put the Error into. Anything else is net's own error and stays as it is.
-func failedBind(network string, err error) (*net.OpError, sockets.Target, bool) {
+func failedBind(err error) (*net.OpError, sockets.Target, bool) {
 	var failed *net.OpError
 	var call *os.SyscallError
 	if !errors.As(err, &failed) || !errors.As(failed.Err, &call) {
 		return nil, sockets.Target{}, false
 	}
-	target, ok := sockets.TargetOf(network, failed.Addr)
+	target, ok := sockets.TargetOf(failed.Net, failed.Addr)
 	if !ok {
 		return nil, sockets.Target{}, false
 	}

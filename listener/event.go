@@ -18,12 +18,13 @@ const (
 	LockWait                      // lock or record had to be waited for, or somebody has them: Err
 	Obtained                      // the socket is there; Origin tells how
 	Failed                        // the call fails: Err is what it returns
-	Released                      // the listener was closed
+	Released                      // the listener was closed, or a reservation ended
+	Reserved                      // the address is reserved, and nothing accepts on it yet; Origin tells how
 )
 
 // String is the name in lower case.
 func (k EventKind) String() string {
-	names := [...]string{"unknown", "conflict", "reclaim", "lock wait", "obtained", "failed", "released"}
+	names := [...]string{"unknown", "conflict", "reclaim", "lock wait", "obtained", "failed", "released", "reserved"}
 	if int(k) < len(names) {
 		return names[k]
 	}

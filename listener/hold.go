@@ -16,12 +16,16 @@ type hold struct {
 	lock           *registry.Lock             // nil: none, or tenure has it
 	tenure         *tenure                    // nil: no lineage
 	released       func(error)                // nil: nobody wants to know
+	joint          *joint                     // nil: the rest is of this socket alone
 }
 
 // close closes the socket and releases the rest. The files that lead to the socket go before it, so that who binds the
 // address next keeps its own. Lock and record go after it: as long as the address is taken they say by whom. What another
 // process of the lineage has by then stays.
 func (h *hold) close(socket func() error) error {
+	if h.joint != nil {
+		return h.joint.close(socket)
+	}
 	elsewhere := h.tenure.end()
 	var errs []error
 	if h.removePortFile != nil {
@@ -46,6 +50,9 @@ func (h *hold) close(socket func() error) error {
 
 // setUnlink says whether the file of a Unix socket goes with it.
 func (h *hold) setUnlink(unlink bool) {
+	if h.joint != nil {
+		h = &h.joint.hold
+	}
 	if h.file != nil {
 		h.file.keep.Store(!unlink)
 	}

@@ -265,6 +265,9 @@ func (r role) playKin() error {
 }
 
 func (r role) listenAs(k *kin, addresses string) (opened []interface{ Close() error }, origins []string, err error) {
+	if r.Network == "fleet" {
+		return r.joinAs(k)
+	}
 	cfg, err := r.config()
 	if err != nil {
 		return nil, nil, err

@@ -24,8 +24,8 @@
 //
 // Sockets are known by what they were asked for: network, address and name. A service that asked for port 3000 and had to
 // move to 3001 stays there. What the new version does not ask for is closed, what it newly asks for is bound. With
-// package listener locks and records go with them, so that at each instant they name the process in charge; see
-// [Upgrader.OnCharge] for what else only one process may do.
+// package listener all sockets of a group (listener.Config.ListenGroup) are handed on, and locks and records go with them, so
+// that at each instant they name the process in charge; see [Upgrader.OnCharge] for what else only one process may do.
 //
 // # Under systemd
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -68,18 +69,29 @@ type label struct {
 
 // An identity is what a socket is asked for by.
 type identity struct {
-	Packet  bool   `json:"packet,omitempty"`
-	Name    string `json:"name,omitempty"`
-	Network string `json:"network"`
-	Address string `json:"address"`         // as asked for
-	Order   int    `json:"order,omitempty"` // among those alike, which only sockets without a fixed address can be
-
-	File *socketFile `json:"file,omitempty"` // of a Unix socket that this program bound, and has to remove
+	Packet  bool        `json:"packet,omitempty"`
+	Name    string      `json:"name,omitempty"`
+	Network string      `json:"network"`
+	Address string      `json:"address"`          // as asked for
+	Order   int         `json:"order,omitempty"`  // among those alike, which only sockets without a fixed address can be
+	Member  int         `json:"member,omitempty"` // of a group, which shares the rest
+	File    *socketFile `json:"file,omitempty"`   // of a Unix socket that this program bound, and has to remove
 }
 
-// same tells whether two are asked for alike, up to their order.
+// same tells whether two are asked for alike, up to their order and place in a group.
 func (i identity) same(j identity) bool {
 	return i.Packet == j.Packet && i.Name == j.Name && i.Network == j.Network && i.Address == j.Address
+}
+
+// before tells which of two that fit a request is the one: what was asked for alike, in its order, and the first of a group.
+func (i identity) before(a, b identity) bool {
+	if a.same(i) != b.same(i) {
+		return a.same(i)
+	}
+	if a.Order != b.Order {
+		return a.Order < b.Order
+	}
+	return a.Member < b.Member
 }
 
 func (i identity) String() string {
@@ -90,13 +102,18 @@ func (i identity) String() string {
 	return text
 }
 
-// notFixed tells whether each bind of the address gives another one: port 0, or a Unix socket without a name.
+// notFixed tells whether each bind of the address gives another one: port 0, ports of a range, or a Unix socket without a name.
 func (i identity) notFixed() bool {
 	if strings.HasPrefix(i.Network, "unix") {
 		return i.Address == "" || i.Address == "@"
 	}
 	_, port, err := net.SplitHostPort(i.Address)
-	return err == nil && (port == "" || strings.Trim(port, "0") == "")
+	if err != nil {
+		return false
+	}
+	number := strings.TrimLeft(port, "0123456789") // a service can have a hyphen in its name
+	isRange := number != port && strings.ContainsAny(port, "-,")
+	return isRange || strings.Trim(port, "0") == ""
 }
 
 // isObtained tells whether the address that a socket has is the one that is asked for, spelled out: a new version may
@@ -105,15 +122,19 @@ func (i identity) isObtained(address string) bool {
 	if i.notFixed() || address == "" {
 		return false
 	}
-	if strings.HasPrefix(i.Network, "unix") {
-		return address == i.Address
-	}
-	wanted, ok := canonical(i.Address)
-	have, known := canonical(address)
-	return ok && known && wanted == have
+	return sameAddress(i.Address, address)
 }
 
-// canonical is the address with its wildcards alike and IPv4 in its own notation; names are not resolved.
+func sameAddress(a, b string) bool {
+	if a == b {
+		return a != ""
+	}
+	first, ok := canonical(a)
+	second, known := canonical(b)
+	return ok && known && first == second
+}
+
+// canonical is the address with its wildcards alike, IPv4 in its own notation and zones by number; names are not resolved.
 func canonical(address string) (netip.AddrPort, bool) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -129,6 +150,9 @@ func canonical(address string) (netip.AddrPort, bool) {
 	ip := addr.Addr().Unmap()
 	if ip.IsUnspecified() {
 		ip = netip.IPv6Unspecified()
+	}
+	if link, err := net.InterfaceByName(ip.Zone()); err == nil {
+		ip = ip.WithZone(strconv.Itoa(link.Index))
 	}
 	return netip.AddrPortFrom(ip, addr.Port()), true
 }
@@ -160,7 +184,7 @@ func parseLabel(name string) (label, error) {
 	switch {
 	case kinds != 1:
 		return label{}, fmt.Errorf("the descriptor %.80q is of %d kinds", name, kinds)
-	case l.Socket != nil && (l.Socket.Network == "" || l.Socket.Order < 0):
+	case l.Socket != nil && (l.Socket.Network == "" || l.Socket.Order < 0 || l.Socket.Member < 0):
 		return label{}, fmt.Errorf("the descriptor %.80q is a socket without a network", name)
 	case l.Stream != "" && l.Of != 1 && l.Of != 2:
 		return label{}, fmt.Errorf("the descriptor %.80q is a stream of %d", name, l.Of)

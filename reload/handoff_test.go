@@ -14,6 +14,7 @@ func TestLabels(t *testing.T) {
 		{File: "lock /run/berth/tcp-any-80.lock"},
 		{Stream: "target", Of: 2},
 		{Socket: &identity{Network: "tcp", Address: "[::1]:0", Order: 3}},
+		{Socket: &identity{Network: "tcp", Address: "[::1]:0", Order: 3, Member: 7}},
 		{Socket: &identity{Packet: true, Name: `a:b "c"`, Network: "unixgram", Address: "/tmp/ä b", File: &socketFile{"/tmp/ä b", 1, 1 << 63}}},
 	} {
 		parsed, err := parseLabel("fd:" + l.encode() + ":")
@@ -27,8 +28,9 @@ func TestLabels(t *testing.T) {
 		"fd:{}:":                           "of 0 kinds",
 		`fd:{"control":true,"file":"x"}:`:  "of 2 kinds",
 		`fd:{"socket":{"address":":80"}}:`: "without a network",
-		`fd:{"socket":{"network":"tcp","order":-1}}:`: "without a network",
-		`fd:{"stream":"target","of":3}:`:              "stream of 3",
+		`fd:{"socket":{"network":"tcp","order":-1}}:`:  "without a network",
+		`fd:{"socket":{"network":"tcp","member":-1}}:`: "without a network",
+		`fd:{"stream":"target","of":3}:`:               "stream of 3",
 	} {
 		_, err := parseLabel(name)
 		require.ErrorContains(t, err, reason, name)
@@ -37,6 +39,7 @@ func TestLabels(t *testing.T) {
 
 func TestIdentities(t *testing.T) {
 	for address, notFixed := range map[string]bool{
+		":3000-3010": true, "localhost:3000,3010": true, "127.0.0.1:http-alt": false,
 		":0": true, "127.0.0.1:": true, "[::1]:00": true, "localhost:0": true,
 		":80": false, "127.0.0.1:http": false, "[::1%eth0]:1": false, "no port": false,
 	} {

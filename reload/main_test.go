@@ -66,6 +66,7 @@ type listenConfig struct {
 	StateDir string
 	PortFile string
 	Store    bool
+	Group    int  // how many listeners, or packet sockets, for each request; 0: Config.Listen
 	Bare     bool // no Config: Upgrader.Take and net.Listen and Upgrader.Keep
 }
 

@@ -4,7 +4,6 @@ package reload
 
 import (
 	"io/fs"
-	"os"
 	"syscall"
 
 	"github.com/berth-go/berth/internal/descriptor"
@@ -33,8 +32,8 @@ func hasParent() bool {
 }
 
 // addressOf is the address of a socket, "" where it has none.
-func addressOf(file *os.File) (address string) {
-	raw, err := file.SyscallConn()
+func addressOf(conn syscall.Conn) (address string) {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return ""
 	}

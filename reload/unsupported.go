@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"syscall"
 )
 
 // Where tableflip does not run, New says so and nothing of this is reached.
@@ -19,7 +20,7 @@ func hasParent() bool { return false }
 
 func fileID(fs.FileInfo) (device, inode uint64) { return 0, 0 }
 
-func addressOf(*os.File) string { return "" }
+func addressOf(syscall.Conn) string { return "" }
 
 type passed struct {
 	label label

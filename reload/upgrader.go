@@ -155,6 +155,18 @@ type legacy struct {
 	addr string
 }
 
+// fits tells whether the socket is one for a request: by what it was asked for, or what it has; of a further one of a group, whose
+// address is given, by that alone.
+func (l *legacy) fits(id identity, obtained string) bool {
+	switch {
+	case l.Packet != id.Packet:
+		return false
+	case obtained != "":
+		return l.Network == id.Network && sameAddress(l.addr, obtained)
+	}
+	return l.same(id) || l.Network == id.Network && id.isObtained(l.addr)
+}
+
 type keeper struct{ open func() (*os.File, error) }
 
 var (
@@ -269,48 +281,67 @@ func (e *missingError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Take returns the listener that the version before had for this name, network and address, with the address that it obtained
 // then. The error is fs.ErrNotExist where there is none. Of listeners without a fixed address (port 0) each call gives the next.
-// A socket that has just the address that is asked for is found by that too, whatever name it had. An address that this
-// process has open already is an error: a program that listens twice on one address loses one of the two in an upgrade.
+// A socket that has just the address that is asked for is found by that too, whatever name it had. Of several at one address
+// (see [Upgrader.KeepMember]) it is the first. An address that this process has open already is an error: a
+// program that listens twice on one address loses one of the two in an upgrade.
 func (u *Upgrader) Take(name, network, address string) (net.Listener, error) {
-	return take(u, identity{Name: name, Network: network, Address: address}, func(file *os.File) (net.Listener, net.Addr, error) {
-		ln, err := net.FileListener(file)
-		if err != nil {
-			return nil, nil, err
-		}
-		return ln, ln.Addr(), nil
-	})
+	return take(u, identity{Name: name, Network: network, Address: address}, "", fileListener)
 }
 
 // TakePacket is [Upgrader.Take] for packet sockets.
 func (u *Upgrader) TakePacket(name, network, address string) (net.PacketConn, error) {
-	return take(u, identity{Packet: true, Name: name, Network: network, Address: address}, func(file *os.File) (net.PacketConn, net.Addr, error) {
-		conn, err := net.FilePacketConn(file)
-		if err != nil {
-			return nil, nil, err
-		}
-		return conn, conn.LocalAddr(), nil
-	})
+	return take(u, identity{Packet: true, Name: name, Network: network, Address: address}, "", filePacketConn)
 }
 
-func take[S any](u *Upgrader, id identity, from func(*os.File) (S, net.Addr, error)) (S, error) {
+// TakeMember returns one more of several listeners that the version before had at one address (SO_REUSEPORT), in the order in
+// which it got them. The first has been taken for name, network and address, and has the address obtained. The error is
+// fs.ErrNotExist when there are no more. Package listener calls it.
+func (u *Upgrader) TakeMember(name, network, address, obtained string) (net.Listener, error) {
+	return take(u, identity{Name: name, Network: network, Address: address}, obtained, fileListener)
+}
+
+// TakePacketMember is [Upgrader.TakeMember] for packet sockets.
+func (u *Upgrader) TakePacketMember(name, network, address, obtained string) (net.PacketConn, error) {
+	return take(u, identity{Packet: true, Name: name, Network: network, Address: address}, obtained, filePacketConn)
+}
+
+func fileListener(file *os.File) (net.Listener, net.Addr, error) {
+	ln, err := net.FileListener(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ln, ln.Addr(), nil
+}
+
+func filePacketConn(file *os.File) (net.PacketConn, net.Addr, error) {
+	conn, err := net.FilePacketConn(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, conn.LocalAddr(), nil
+}
+
+// take is for the first, or only, socket for a request; or, where the address is given that this obtained, for another one.
+func take[S any](u *Upgrader, id identity, obtained string, from func(*os.File) (S, net.Addr, error)) (S, error) {
 	var none S
 	if u == nil {
 		return none, &missingError{id.String()}
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err := u.placeLocked(&id); err != nil {
-		return none, err
+	if obtained == "" {
+		if err := u.placeLocked(&id); err != nil {
+			return none, err
+		}
+	} else if u.joinLocked(&id, obtained) != nil { // to nothing nothing belongs
+		return none, &missingError{id.String()}
 	}
 	found := -1
 	for i, l := range u.legacy {
-		if l.same(id) {
-			if found < 0 || !u.legacy[found].same(id) || l.Order < u.legacy[found].Order {
-				found = i
-			}
+		if !l.fits(id, obtained) {
 			continue
 		}
-		if found < 0 && l.Packet == id.Packet && l.Network == id.Network && id.isObtained(l.addr) {
+		if found < 0 || id.before(l.identity, u.legacy[found].identity) {
 			found = i
 		}
 	}
@@ -331,7 +362,7 @@ func take[S any](u *Upgrader, id identity, from func(*os.File) (S, net.Addr, err
 	}
 	_ = l.file.Close()
 	u.legacy = append(u.legacy[:found], u.legacy[found+1:]...)
-	id.File = l.File
+	id.File, id.Member = l.File, l.Member
 	u.sockets = append(u.sockets, &socket{id, conn, addr.String()})
 	u.ownLocked(id.File)
 	u.superviseLocked(u.sockets[len(u.sockets)-1])
@@ -356,6 +387,21 @@ func (u *Upgrader) placeLocked(id *identity) error {
 	return nil
 }
 
+// joinLocked gives a request the order of the group at the address, and the next place in it.
+func (u *Upgrader) joinLocked(id *identity, obtained string) error {
+	u.pruneLocked()
+	joined := false
+	for _, s := range u.sockets {
+		if s.same(*id) && sameAddress(s.addr, obtained) {
+			id.Order, id.Member, joined = s.Order, max(id.Member, s.Member+1), true
+		}
+	}
+	if !joined {
+		return fmt.Errorf("reload: no socket for %s has the address %s, so there is no group to join", id, obtained)
+	}
+	return nil
+}
+
 // pruneLocked forgets what the program has closed.
 func (u *Upgrader) pruneLocked() {
 	u.sockets = slices.DeleteFunc(u.sockets, func(s *socket) bool {
@@ -371,10 +417,20 @@ func (u *Upgrader) pruneLocked() {
 // [net.UnixConn] is taken for bound by this program: its file stays where this process closes it after an upgrade, and is
 // removed by Close in the last one. A second socket for one fixed address is an error, as in [Upgrader.Take].
 func (u *Upgrader) Keep(name, network, address string, conn syscall.Conn) error {
+	return u.keep(identity{Name: name, Network: network, Address: address}, conn, false)
+}
+
+// KeepMember is [Upgrader.Keep] for one more socket at the address of one that is kept already, or was taken, for just this name,
+// network and address (SO_REUSEPORT). Sockets are handed on in the order in which they are kept, which has to be the one in
+// which they came to listen. Package listener calls it.
+func (u *Upgrader) KeepMember(name, network, address string, conn syscall.Conn) error {
+	return u.keep(identity{Name: name, Network: network, Address: address}, conn, true)
+}
+
+func (u *Upgrader) keep(id identity, conn syscall.Conn, member bool) error {
 	if u == nil {
 		return nil
 	}
-	id := identity{Name: name, Network: network, Address: address}
 	var addr net.Addr
 	switch c := conn.(type) {
 	case net.Listener:
@@ -382,7 +438,7 @@ func (u *Upgrader) Keep(name, network, address string, conn syscall.Conn) error 
 	case net.PacketConn:
 		id.Packet, addr = true, c.LocalAddr()
 	default:
-		id.Packet = strings.HasPrefix(network, "udp") || strings.HasPrefix(network, "ip") || network == "unixgram"
+		id.Packet = strings.HasPrefix(id.Network, "udp") || strings.HasPrefix(id.Network, "ip") || id.Network == "unixgram"
 	}
 	switch conn.(type) {
 	case *net.UnixListener, *net.UnixConn:
@@ -390,16 +446,25 @@ func (u *Upgrader) Keep(name, network, address string, conn syscall.Conn) error 
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if err := u.placeLocked(&id); err != nil {
+	obtained := ""
+	if addr != nil {
+		obtained = addr.String()
+	} else {
+		obtained = addressOf(conn) // of a mere descriptor
+	}
+	var err error
+	if member {
+		err = u.joinLocked(&id, obtained)
+	} else {
+		err = u.placeLocked(&id)
+	}
+	if err != nil {
 		return err
 	}
 	if ln, ok := conn.(*net.UnixListener); ok {
 		ln.SetUnlinkOnClose(false)
 	}
-	s := &socket{id, conn, ""}
-	if addr != nil {
-		s.addr = addr.String()
-	}
+	s := &socket{id, conn, obtained}
 	u.sockets = append(u.sockets, s)
 	u.ownLocked(id.File)
 	u.superviseLocked(s)

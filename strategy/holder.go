@@ -52,6 +52,11 @@ type Holder struct {
 	UserUnit  bool   // Unit is one of the user's own service manager: systemctl --user
 	Container string // container that it runs in, from the cgroup
 
+	// Of a process that has reserved the address (listener.Config.Reserve): it accepts nothing on it yet.
+	Reserved bool
+	Service  string    // for which it is reserved; "": it has no name
+	Until    time.Time // when the reservation ends by itself; zero: nothing says so
+
 	Ours    bool   // by default it may be stopped: an earlier run of this program, or an orphan of one
 	Newer   bool   // started after this process; the newest start wins
 	Refusal string // why it must never be stopped; "": no rule forbids it
@@ -74,6 +79,15 @@ func (h Holder) String() string {
 	} {
 		if part.value != "" {
 			b.WriteString(", " + part.name + printable(part.value))
+		}
+	}
+	if h.Reserved {
+		b.WriteString(", reserved")
+		if h.Service != "" {
+			b.WriteString(" for " + printable(h.Service))
+		}
+		if !h.Until.IsZero() {
+			b.WriteString(" until " + h.Until.Format(time.TimeOnly))
 		}
 	}
 	return b.String() + ")"
@@ -110,6 +124,9 @@ func (h Holder) LogValue() slog.Value {
 	}
 	if !h.Started.IsZero() {
 		attrs = append(attrs, slog.Time("started", h.Started))
+	}
+	if h.Reserved {
+		attrs = append(attrs, slog.Bool("reserved", true))
 	}
 	return slog.GroupValue(append(attrs, slog.Bool("ours", h.Ours))...)
 }

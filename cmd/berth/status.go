@@ -156,12 +156,16 @@ func statusLines(summary inspect.Summary, p palette, columns int, now time.Time)
 // statusRows are a row for each holder of a port.
 func statusRows(r inspect.Report, now time.Time) [][]cell {
 	port, state := strconv.Itoa(r.Port), cell{string(r.State), stateStyles[r.State]}
+	service := r.Service
+	if !r.Until.IsZero() {
+		service = strings.TrimSpace(service + " until " + r.Until.Format(time.TimeOnly))
+	}
 	tracked := "no"
 	if r.State == inspect.Healthy {
 		tracked = "yes"
 	}
 	if len(r.Holders) == 0 {
-		row := cells(port, "", "", "", "", "", r.Service, tracked, "")
+		row := cells(port, "", "", "", "", "", service, tracked, "")
 		row[1] = state
 		return [][]cell{row}
 	}
@@ -174,7 +178,7 @@ func statusRows(r inspect.Report, now time.Time) [][]cell {
 		if !h.Started.IsZero() {
 			since = age(now.Sub(h.Started))
 		}
-		row := cells(port, "", pid, h.Command, h.User, since, r.Service, tracked, h.Dir)
+		row := cells(port, "", pid, h.Command, h.User, since, service, tracked, h.Dir)
 		row[1] = state
 		rows = append(rows, row)
 	}

@@ -230,7 +230,11 @@ func describe(inTheWay []sockets.Socket, records []*registry.Record, pids [][]in
 		}
 	}
 	for i := range holdings {
-		holdings[i].holder = holderOf(holdings[i].socket, holdings[i].process)
+		h := &holdings[i]
+		h.holder = holderOf(h.socket, h.process)
+		if h.recorded() && h.record.State == registry.Reserved && (h.record.Inode == h.socket.Inode || h.record.Inode == 0) {
+			h.holder.Reserved, h.holder.Service, h.holder.Until = true, h.record.Name, h.record.Until
+		}
 	}
 	slices.SortStableFunc(holdings, func(a, b holding) int {
 		if a.recorded() != b.recorded() {
@@ -242,6 +246,15 @@ func describe(inTheWay []sockets.Socket, records []*registry.Record, pids [][]in
 		return byAge(b.process, a.process)
 	})
 	return holdings
+}
+
+// longestPassing is for a machine on which the child has to wait for a processor.
+const longestPassing = 512 * time.Millisecond
+
+// mayPass tells whether a process may be a child that is about to run something else. One that is older than all the pauses of
+// settle together has what it has for good, such as a worker of a server.
+func mayPass(p proc.Process, now time.Time) bool {
+	return p.Forked && now.Sub(p.Started) < 2*longestPassing
 }
 
 // settle leaves out who held a socket in passing: a child has all of its parent's descriptors between fork and exec, for
@@ -259,11 +272,9 @@ func settle(ctx context.Context, holdings []holding) []holding {
 		holds, err := proc.Holds(h.process.PID, h.socket.Inode)
 		return !holds && !errors.Is(err, fs.ErrPermission)
 	}
-	// The longest is for a machine on which the child has to wait for a processor.
-	const longest = 512 * time.Millisecond
 	for pause := time.Millisecond; ; pause *= 2 {
 		holdings = slices.DeleteFunc(holdings, passed)
-		if pause > longest || !slices.ContainsFunc(holdings, func(h holding) bool { return h.process.Forked && newer(h) }) {
+		if pause > longestPassing || !slices.ContainsFunc(holdings, func(h holding) bool { return newer(h) && mayPass(h.process, time.Now()) }) {
 			return holdings
 		}
 		select {

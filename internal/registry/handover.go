@@ -45,7 +45,10 @@ func (l *Lock) Leave() error {
 // closes it where that fails: the path names another file by now, or it is not ours, or does not have the lock, which is
 // [ErrHeld] where somebody else has it.
 func (d *Dir) Adopt(network, address string, file *os.File) (*Lock, error) {
-	path := d.PathFor(network, address)
+	return adopt(d.PathFor(network, address), file)
+}
+
+func adopt(path string, file *os.File) (*Lock, error) {
 	info, err := file.Stat()
 	if err == nil {
 		err = usable(info)

@@ -43,6 +43,16 @@ var (
 	errForeign    = errors.New("belongs to another user")
 )
 
+// A State is what the owner of a record does with the address. Readers of before there were any take all for "".
+type State string
+
+// The states of an address.
+const (
+	Listening State = ""
+	Reserved  State = "reserved" // its socket is bound, and nothing accepts on it yet
+	Released  State = "released" // it has no socket, and is kept for a program that is about to bind it
+)
+
 // A Record says who holds an address.
 type Record struct {
 	Version int `json:"version"`
@@ -62,6 +72,9 @@ type Record struct {
 	Inode     uint64    `json:"inode,omitempty"` // of the socket; Linux
 	Since     time.Time `json:"since"`
 	Origin    string    `json:"origin"`
+
+	State State     `json:"state,omitempty"`
+	Until time.Time `json:"until,omitzero"` // when a reservation or a release ends, for people; zero: no end
 }
 
 // parse reads a record. What follows the JSON value does not count: a shorter record may have been written over a
@@ -241,30 +254,43 @@ func lockFile(path string, flag int) (*Lock, error) {
 	// A listener frees its lock a moment after its address, which somebody may have bound by then.
 	const handover = 20 * time.Millisecond
 	for begin := time.Now(); time.Since(begin) < patience; {
-		lock := flock.New(path, flock.SetFlag(flag|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
-		locked, err := lock.TryLock()
-		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if locked {
-			info, err := lock.Stat()
-			if err == nil {
-				if err := usable(info); err != nil {
-					return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Unlock())
-				}
-				if isNamed(info, path) {
-					return &Lock{path: path, file: info, lock: lock}, nil
-				}
-			}
-			_ = lock.Unlock() // of a file that is gone: nothing to report
+		lock, err := tryLockFile(path, flag)
+		switch {
+		case errors.Is(err, errReplaced):
 			continue
+		case !errors.Is(err, ErrHeld):
+			return lock, err
 		}
 		if time.Since(begin) >= handover && held(path) {
-			return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+			return nil, err
 		}
 		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+}
+
+// tryLockFile tries once. The error is [ErrHeld] where somebody has the lock, a reader too, and errReplaced where the file
+// was removed between open and lock.
+func tryLockFile(path string, flag int) (*Lock, error) {
+	lock := flock.New(path, flock.SetFlag(flag|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if !locked {
+		return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+	}
+	info, err := lock.Stat()
+	if err == nil {
+		if err := usable(info); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Unlock())
+		}
+		if isNamed(info, path) {
+			return &Lock{path: path, file: info, lock: lock}, nil
+		}
+	}
+	_ = lock.Unlock() // of a file that is gone: nothing to report
+	return nil, fmt.Errorf("lock %s: %w", path, errReplaced)
 }
 
 // usable tells what is wrong with a file that should be a lock and a record.

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/berth-go/berth/internal/holder"
 	"github.com/berth-go/berth/internal/proc"
@@ -42,7 +43,7 @@ const (
 	InUse     State = "in use"    // in use by somebody else, or by a client's connection
 	Available State = "available" // nobody has it
 	Reserved  State = "reserved"  // somebody has bound it and does not listen
-	Locked    State = "locked"    // nobody has bound it, but a running berth process holds its lock
+	Locked    State = "locked"    // nobody has bound it, but a running berth process holds its lock, or keeps it for another
 )
 
 // A Report tells about one address.
@@ -58,8 +59,9 @@ type Report struct {
 	// Complete means that whoever has the address is in Holders.
 	Complete bool
 
-	Service string   // name of the service, from its record
-	Records []string // what is wrong with records: stale, damaged, of a future version
+	Service string    // name of the service, from its record
+	Until   time.Time // when a reservation, or the keeping of a released port, ends by itself; zero: nothing says so
+	Records []string  // what is wrong with records: stale, damaged, of a future version
 
 	// Recommendations are what a person can do to get the address, the most useful first; none where it is available.
 	Recommendations []string
@@ -223,7 +225,7 @@ func entriesFor(records *registry.Dir, target sockets.Target) []registry.Entry {
 
 // judge makes a state and recommendations of holders and records.
 func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
-	tracked := false
+	tracked, reserved := false, false
 	var owner *registry.Record // of a lock without a socket
 	for _, entry := range entries {
 		held := entry.Held()
@@ -235,8 +237,8 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 		case !held:
 			r.Records = append(r.Records, fmt.Sprintf("%s is stale: pid %d does not hold it any more; the next start overwrites it", entry.Path, entry.Record.PID))
 		case slices.ContainsFunc(r.Holders, func(h strategy.Holder) bool { return names(entry.Record, h) }):
-			tracked = true
-			r.Service = entry.Record.Name
+			tracked, reserved = true, entry.Record.State == registry.Reserved
+			r.Service, r.Until = entry.Record.Name, entry.Record.Until
 		default:
 			owner = &entry.Record
 		}
@@ -246,6 +248,8 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 	}
 	datagrams := target.Network == "udp" || target.Network == "unixgram"
 	switch {
+	case reserved && (has(sockets.Bound) || datagrams):
+		r.State = Reserved
 	case tracked && (has(sockets.Listening) || datagrams):
 		r.State = Healthy
 	case has(sockets.Listening), has(sockets.Bound) && datagrams, has(sockets.Connected):
@@ -254,7 +258,11 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 		r.State = Reserved
 	case owner != nil:
 		r.State = Locked
-		r.Service = owner.Name
+		r.Service, r.Until = owner.Name, owner.Until
+		if owner.State == registry.Released {
+			r.Recommendations = []string{fmt.Sprintf("wait until %s: pid %d (%s) keeps it for a program that is about to bind it", owner.Until.Format(time.TimeOnly), owner.PID, owner.Executable)}
+			return
+		}
 		r.Recommendations = []string{fmt.Sprintf("wait for pid %d (%s), which holds the lock, or stop it", owner.PID, owner.Executable)}
 		return
 	case !r.Complete && isTaken(target):
