@@ -87,6 +87,6 @@ func newRoot(c console) *cobra.Command {
 		return fmt.Errorf("%w; %s --help shows the flags", err, cmd.CommandPath())
 	})
 	root.AddCommand(newRun(c), newDoctor(c), newDemo(c), newHelper(c))
-	root.AddCommand(newStatus(c), newHealth(c), newFind(c), newKill(c), newCleanup(c), newReset(c), newMan(c), newExitStatus())
+	root.AddCommand(newStatus(c), newHealth(c), newFind(c), newKill(c), newCleanup(c), newReset(c), newServe(c), newMan(c), newExitStatus())
 	return root
 }
