@@ -10,9 +10,12 @@ func BenchmarkPortToPID(b *testing.B) {
 	benchmark(b, portToPIDExperiment(0))
 	benchmark(b, portToPIDExperiment(1))
 }
-func BenchmarkReclaim(b *testing.B) { benchmark(b, reclaimExperiment) }
-func BenchmarkRace(b *testing.B)    { benchmark(b, raceExperiment) }
-func BenchmarkUpgrade(b *testing.B) { benchmark(b, upgradeExperiment) }
+func BenchmarkReclaim(b *testing.B)   { benchmark(b, reclaimExperiment) }
+func BenchmarkRace(b *testing.B)      { benchmark(b, raceExperiment) }
+func BenchmarkAccept(b *testing.B)    { benchmark(b, acceptExperiment) }
+func BenchmarkFrontDoor(b *testing.B) { benchmark(b, frontDoorExperiment) }
+func BenchmarkSendfile(b *testing.B)  { benchmark(b, sendfileExperiment) }
+func BenchmarkUpgrade(b *testing.B)   { benchmark(b, upgradeExperiment) }
 
 func benchmark(b *testing.B, e experiment) {
 	l := &lab{scale: fullScale}

@@ -21,9 +21,11 @@ type scale struct {
 	seconds int // that a process of a crowd lives, should nobody end it
 
 	upgrades, peerUpgrades int // under load
+
+	idle int // connections
 }
 
-var fullScale = scale{busy: 1000, crowds: [2]int{500, 3000}, racers: 200, ports: 300, seconds: 900, upgrades: 1000, peerUpgrades: 50}
+var fullScale = scale{busy: 1000, crowds: [2]int{500, 3000}, racers: 200, ports: 300, seconds: 900, upgrades: 1000, peerUpgrades: 50, idle: 10000}
 
 // A lab is where experiments take place. Whatever they set up ends with it, the last first.
 type lab struct {

@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 15, "rounds whose median is taken")
 	readme := flags.String("readme", "README.md", "file that gets the table between its markers; \"\" for none")
-	only := flags.String("only", "", "run one experiment alone and write no file: Listen, FirstFree, PortToPID, Reclaim, Race, Activated, Upgrade, Loss or CLI")
+	only := flags.String("only", "", "run one experiment alone and write no file: Listen, FirstFree, PortToPID, Reclaim, Race, Activated, Accept, FrontDoor, Sendfile, Idle, Upgrade, Loss or CLI")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 }
 
 // smallScale is large enough for every contestant to do its job, and to be checked by it.
-var smallScale = scale{busy: 40, crowds: [2]int{10, 20}, racers: 12, ports: 18, seconds: 60, upgrades: 4, peerUpgrades: 2}
+var smallScale = scale{busy: 40, crowds: [2]int{10, 20}, racers: 12, ports: 18, seconds: 60, upgrades: 4, peerUpgrades: 2, idle: 50}
 
 // Every row runs, and each contestant finds the answer; see contestant.do. Afterwards nothing is left.
 func TestExperiments(t *testing.T) {

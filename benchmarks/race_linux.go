@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hashicorp/consul/sdk/freeport"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-go/berth/listener"
@@ -34,7 +35,7 @@ var raceExperiment = experiment{name: "Race", title: "Many processes, one range,
 	by := func(name, by string, warm bool) contestant {
 		return contestant{name, func() (outcome, error) {
 			o, err := race(l.racers, role{Do: doRace, By: by, Warm: warm, StateDir: dir, First: first, Last: first + l.ports - 1})
-			if err == nil && o.failed > 0 && by != byFind {
+			if err == nil && o.failed > 0 && by != byFind && by != byFreeport {
 				err = fmt.Errorf("%d of %d processes have no port", o.failed, l.racers)
 			}
 			return o, err
@@ -45,10 +46,19 @@ var raceExperiment = experiment{name: "Race", title: "Many processes, one range,
 	peers := func(warm bool) []contestant {
 		return []contestant{by("net-random-start", byRandom, warm), by("find-then-listen", byFind, warm)}
 	}
+	pool := func(name, text string, warm bool) row {
+		return row{
+			name: name, text: text, goal: atMost(10 * ms),
+			ours: by("berth-pool", byPool, warm), bare: by("bind", byBind, warm),
+			peers: append(peers(warm), by("net-in-order", "", warm), by("consul-freeport", byFreeport, warm)),
+		}
+	}
 	spread := func(name, text string, warm bool, goal goal) row {
 		return row{name: name, text: text, goal: goal, ours: by("berth", bySpread, warm), bare: by("net", "", warm), peers: peers(warm)}
 	}
 	return []row{
+		pool(name+"/lease=cold", text+", `Pool.Lease`", false),
+		pool(name+"/lease=warm", text+", `Pool.Lease`, and each has leased or listened before", true),
 		spread(name+"/start=random", text+", `Fallback` with `Spread`", false, atMost(10*ms)),
 		spread(name+"/start=random-warm", text+", the same, and each has listened before", true, atMost(10*ms)),
 		{
@@ -88,32 +98,48 @@ func (r role) race() error {
 		fmt.Println(racerFailed, int64(at))
 		return nil
 	}
-	fmt.Println(portOfListener(ln), int64(at))
+	fmt.Println(ln.Addr().(*net.TCPAddr).Port, int64(at))
 	awaitEnd(endDescriptor)
 	return ln.Close()
 }
 
 // warmUp listens once elsewhere, so that what a process does for its first listener is over.
 func (r role) warmUp() error {
-	listen := net.Listen
-	if r.By == byBerth || r.By == bySpread {
-		listen = func(network, address string) (net.Listener, error) {
-			return (&listener.Config{StateDir: r.StateDir}).Listen(context.Background(), network, address)
-		}
+	var ln had
+	var err error
+	switch r.By {
+	case byPool:
+		ln, err = (&listener.Config{StateDir: r.StateDir}).Reserve(context.Background(), "tcp", at(0))
+	case byBerth, bySpread:
+		ln, err = (&listener.Config{StateDir: r.StateDir}).Listen(context.Background(), "tcp", at(0))
+	default:
+		ln, err = net.Listen("tcp", at(0))
 	}
-	ln, err := listen("tcp", at(0))
 	if err != nil {
 		return err
 	}
 	return ln.Close()
 }
 
-func (r role) takeOne() (net.Listener, error) {
+// had is a port that a racer has: a listener, or a reservation.
+type had interface {
+	Addr() net.Addr
+	Close() error
+}
+
+func (r role) takeOne() (had, error) {
 	ports := []strategy.Range{{First: uint16(r.First), Last: uint16(r.Last)}}
 	switch r.By {
 	case byBerth, bySpread:
 		cfg := listener.Config{StateDir: r.StateDir, Strategy: strategy.Fallback{Ranges: ports, Spread: r.By == bySpread}}
 		return cfg.Listen(context.Background(), "tcp", at(r.First))
+	case byPool:
+		pool := listener.Pool{Config: listener.Config{StateDir: r.StateDir}, Host: loopback, Ranges: ports}
+		return pool.Lease(context.Background(), "racer")
+	case byBind:
+		return r.bindOne()
+	case byFreeport:
+		return takeFreeport()
 	case byFind:
 		found, err := listenInOrder(r.First, r.Last)
 		if err != nil {
@@ -133,6 +159,45 @@ func (r role) takeOne() (net.Listener, error) {
 	default:
 		return listenInOrder(r.First, r.Last)
 	}
+}
+
+// bindOne is the least that takes a port: one socket, and binds from a random one on until one succeeds.
+func (r role) bindOne() (had, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	size := r.Last - r.First + 1
+	start := rand.N(size)
+	for i := range size {
+		port := r.First + (start+i)%size
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+		if err == nil {
+			return descriptor{fd, port}, nil
+		}
+	}
+	return nil, err
+}
+
+// A descriptor is a socket that is bound.
+type descriptor struct{ fd, port int }
+
+func (d descriptor) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: d.port} }
+func (d descriptor) Close() error   { return unix.Close(d.fd) }
+
+// takeFreeport takes a port that consul's freeport says is free, and listens on it. Its ports are others: a process has a
+// block of 1500 to itself, of which there are fifteen below what the system gives to clients. Who finds none left panics.
+func takeFreeport() (_ had, err error) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			err = fmt.Errorf("freeport: %v", reason)
+		}
+	}()
+	ports, err := freeport.Take(1)
+	if err != nil {
+		return nil, err
+	}
+	return net.Listen("tcp", at(ports[0]))
 }
 
 // awaitEnd waits until the other end of a pipe is closed.

@@ -20,7 +20,7 @@ const (
 type part struct {
 	title   string
 	results []result
-	finding        // instead of results
+	finding // instead of results
 }
 
 // A finding is what does not come in rows of times.

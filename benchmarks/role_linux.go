@@ -46,10 +46,14 @@ const (
 	doTake    = "take"    // takes over sockets that were passed
 	doRace    = "race"    // takes a port of a range when all others do
 	doServe   = "serve"   // serves HTTP, and is replaced at SIGHUP
+	doIdle    = "idle"    // holds connections
 
 	byBerth     = "berth"
 	byBerthCold = "berth-cold"
 	bySpread    = "berth-spread"
+	byPool      = "berth-pool"
+	byBind      = "bind"
+	byFreeport  = "consul-freeport"
 	byFuser     = "fuser"
 	byRandom    = "net-random"
 	byFind      = "find-then-listen"
@@ -82,6 +86,8 @@ func play() bool {
 			err = r.race()
 		case doServe:
 			err = r.serve()
+		case doIdle:
+			err = r.idle()
 		default:
 			err = fmt.Errorf("role %q is unknown", r.Do)
 		}

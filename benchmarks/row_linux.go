@@ -20,7 +20,7 @@ type experiment struct {
 
 var experiments = []experiment{
 	listenExperiment, firstFreeExperiment, portToPIDExperiment(0), portToPIDExperiment(1), reclaimExperiment, raceExperiment,
-	activatedExperiment, upgradeExperiment, lossExperiment,
+	activatedExperiment, acceptExperiment, frontDoorExperiment, sendfileExperiment, idleExperiment, upgradeExperiment, lossExperiment,
 }
 
 // A row is one job, done by berth and by others under the same circumstances: a line of the table.
