@@ -4,13 +4,18 @@ FUZZTIME  := 20s
 
 LINT := .tools/$(GOLANGCI)/golangci-lint
 
-.PHONY: test lint bench fuzz cross fmt
+.PHONY: test suites lint bench fuzz cross fmt
 
 # The nested modules first, so that the library's own results come last.
 test:
 	cd benchmarks && go vet ./... && go test ./...
+	cd benchmarks/suites && go vet ./... && go test -parallel 4 ./...
 	cd examples/grpc && go vet ./... && go test ./...
 	go test -race ./...
+
+# The tests of net, net/http, crypto/tls, grpc, fasthttp and more, with net.Listen replaced by ours: all of them.
+suites:
+	cd benchmarks/suites && go test -v -parallel 4 -timeout 30m . -complete
 
 # The import rules hold on every system; everything else is looked at on this one.
 lint: $(LINT)
