@@ -41,7 +41,7 @@ func TestExperiments(t *testing.T) {
 				require.NotEmpty(t, p.results)
 				require.Len(t, begun, len(p.results))
 			} else {
-				require.Contains(t, p.table, "| berth |")
+				require.Contains(t, p.table, "| berth")
 			}
 			for _, r := range p.results {
 				full := e.name + "/" + r.name

@@ -193,6 +193,9 @@ func takeFreeport() (_ had, err error) {
 			err = fmt.Errorf("freeport: %v", reason)
 		}
 	}()
+	if os.Stderr, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil { // where it logs what it does
+		return nil, err
+	}
 	ports, err := freeport.Take(1)
 	if err != nil {
 		return nil, err
