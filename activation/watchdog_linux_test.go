@@ -194,7 +194,9 @@ func TestWatchdogNone(t *testing.T) {
 	for err := error(nil); ; {
 		select {
 		case err = <-done:
-			require.NoError(t, err)
+			if err != nil { // of the last message, for which there was a quarter of a microsecond
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+			}
 			return
 		default:
 			m.pending(t)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,10 +51,10 @@ func waiter(t *testing.T, path string) (cmd *exec.Cmd, leave func()) {
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	require.NoError(t, err)
 	require.Equal(t, "joined", strings.TrimSpace(line))
-	leave = func() {
+	leave = sync.OnceFunc(func() { // the test may call it at its end
 		_ = stdin.Close()
 		_ = cmd.Wait()
-	}
+	})
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		leave()
