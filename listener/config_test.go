@@ -34,7 +34,7 @@ import (
 func freeRun(t testing.TB, n int) int {
 	t.Helper()
 	for range 100 {
-		first := 10000 + rand.IntN(20000)
+		first := 10000 + rand.IntN(10000)
 		if runIsFree(first, n) {
 			return first
 		}
