@@ -40,7 +40,7 @@ type Event struct {
 	Requested string        // as asked for
 	Address   string        // the address that is taken, or that was obtained; "" where there is none
 	Elapsed   time.Duration // since the call began; of LockWait how long the wait was; of Released how long it was open
-	Origin    Origin        // of Obtained and Released
+	Origin    Origin        // of Obtained, Reserved and Released
 	Stopped   []strategy.Holder
 	Err       error
 	// Diagnose finds out who holds the address, as Failure.Diagnose does: of Conflict alone, nil else.

@@ -399,6 +399,7 @@ func serve() int {
 	heir := flag.Bool("heir", false, "a child inherits the socket; its pid is the value child")
 	inherited := flag.Bool("inherited", false, "be the child: the socket is descriptor 3")
 	stubborn := flag.Bool("stubborn", false, "ignore SIGTERM")
+	reserve := flag.Bool("reserve", false, "reserve the address for an hour, and listen on nothing")
 	hang := flag.Bool("hang", false, "accept nothing")
 	shared := flag.Bool("shared", false, "others may listen on the address, who say so too")
 	hup := flag.Bool("hup", false, "end by SIGHUP alone")
@@ -434,6 +435,18 @@ func serve() int {
 		}
 		defer conn.Close()
 		fmt.Printf("ready address=%s\n", conn.LocalAddr())
+		return untilTold(stop)
+	}
+	if *reserve {
+		ctx, cancel := context.WithTimeout(ctx, time.Hour)
+		defer cancel()
+		reservation, err := cfg.Reserve(ctx, "tcp", *address)
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		defer reservation.Close()
+		fmt.Printf("ready address=%s\n", reservation.Addr())
 		return untilTold(stop)
 	}
 	var ln net.Listener

@@ -282,19 +282,27 @@ type holderJSON struct {
 	Unit       string     `json:"unit"`
 	UserUnit   bool       `json:"user_unit"`
 	Container  string     `json:"container"`
+	Reserved   bool       `json:"reserved"`
+	Service    string     `json:"service"` // for which it is reserved
+	Until      *time.Time `json:"until"`   // null: nothing says so
 	Refusal    string     `json:"refusal"` // "": no rule forbids to stop it
 }
 
 func holderDocument(h strategy.Holder) holderJSON {
-	document := holderJSON{
+	return holderJSON{
 		PID: h.PID, UID: h.UID, User: h.User, Command: h.Command, Executable: h.Executable, Dir: h.Dir,
-		Args: list(h.Args), Address: h.Address, State: h.State,
-		Unit: h.Unit, UserUnit: h.UserUnit, Container: h.Container, Refusal: h.Refusal,
+		Args: list(h.Args), Started: known(h.Started), Address: h.Address, State: h.State,
+		Unit: h.Unit, UserUnit: h.UserUnit, Container: h.Container,
+		Reserved: h.Reserved, Service: h.Service, Until: known(h.Until), Refusal: h.Refusal,
 	}
-	if !h.Started.IsZero() {
-		document.Started = &h.Started
+}
+
+// known is a time, nil where that is zero.
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
 	}
-	return document
+	return &t
 }
 
 func holderDocuments(holders []strategy.Holder) []holderJSON {

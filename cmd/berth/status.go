@@ -193,6 +193,7 @@ type portJSON struct {
 	State           string       `json:"state"`
 	Tracked         bool         `json:"tracked"`
 	Service         string       `json:"service"`
+	Until           *time.Time   `json:"until"`
 	Complete        bool         `json:"complete"`
 	Holders         []holderJSON `json:"holders"`
 	Records         []string     `json:"records"`
@@ -202,7 +203,7 @@ type portJSON struct {
 func portDocument(r inspect.Report) portJSON {
 	return portJSON{
 		Network: r.Network, Address: r.Address, Port: r.Port, State: string(r.State), Tracked: r.State == inspect.Healthy,
-		Service: r.Service, Complete: r.Complete, Holders: holderDocuments(r.Holders),
+		Service: r.Service, Until: known(r.Until), Complete: r.Complete, Holders: holderDocuments(r.Holders),
 		Records: list(r.Records), Recommendations: list(r.Recommendations),
 	}
 }

@@ -13,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/berth-go/berth/listener"
-	"github.com/berth-go/berth/reload"
+	"github.com/berth-go/berth/listener/health"
 )
 
 // An alert is what a person should know. Text is the field that Slack and Mattermost show.
@@ -64,38 +63,16 @@ func (a *alerts) close() {
 	a.cancel()
 }
 
-// listener is for listener.Config.OnEvent.
-func (a *alerts) listener(e listener.Event) {
-	if a == nil {
+// event is for health.Options.OnEvent, which hears of the listeners, of upgrades, and of the ports of the machine.
+func (a *alerts) event(e health.Event) {
+	if e.Level < slog.LevelWarn {
 		return
 	}
-	text := ""
-	switch {
-	case e.Kind == listener.Conflict:
-		text = fmt.Sprintf("%s is taken", e.Address)
-		if holders := e.Diagnose().Holders; len(holders) > 0 {
-			text = fmt.Sprintf("%s is held by %v", e.Address, holders[0])
-		}
-	case e.Kind == listener.Reclaim && e.Err != nil:
-		text = fmt.Sprintf("%s could not be freed: %v", e.Address, e.Err)
-	case e.Kind == listener.Obtained && e.Origin.Kind == listener.Fallback:
-		text = fmt.Sprintf("%s serves on %s instead of %s", e.Name, e.Address, e.Requested)
-	case e.Kind == listener.Failed:
-		text = fmt.Sprintf("%s does not get its port: %v", e.Name, e.Err)
-	default:
-		return
+	text := e.Text
+	if e.Err != nil && e.Kind != health.Conflict { // which says no more than that
+		text += ": " + e.Err.Error()
 	}
-	a.alert(alert{Text: text, Kind: e.Kind.String(), Service: e.Name, Address: e.Address, Time: e.Time})
-}
-
-// upgrade is for reload.Config.OnEvent.
-func (a *alerts) upgrade(event string, err error) {
-	switch event {
-	case reload.EventUpgradeFailed:
-		a.alert(alert{Text: fmt.Sprintf("the upgrade failed, the old version goes on: %v", err), Kind: event, Time: time.Now()})
-	case reload.EventResumed:
-		a.alert(alert{Text: fmt.Sprintf("the new version ended, the old one serves again: %v", err), Kind: event, Time: time.Now()})
-	}
+	a.alert(alert{Text: text, Kind: string(e.Kind), Service: e.Name, Address: e.Address, Time: e.Time})
 }
 
 // alert queues one. It does not wait.

@@ -1,8 +1,9 @@
-// Observability is an HTTP server that can be watched: its metrics for Prometheus, alerts for people.
+// Observability is an HTTP server that can be watched: its metrics for Prometheus, a page and alerts for people.
 //
 //	go run ./examples/observability -addr 127.0.0.1:8080 -admin 127.0.0.1:9180
 //	curl http://127.0.0.1:8080/
 //	curl http://127.0.0.1:9180/metrics
+//	curl -i http://127.0.0.1:9180/readyz    # or open http://127.0.0.1:9180/ in a browser
 //
 // The dashboard and the alert rules beside it are for these metrics; README.md says how to use them. What a person should
 // know at once is posted to a webhook, if the variable ALERT_WEBHOOK has its URL: a variable, since such a URL is a secret.
@@ -25,6 +26,7 @@ import (
 
 	"github.com/berth-go/berth/activation"
 	"github.com/berth-go/berth/listener"
+	"github.com/berth-go/berth/listener/health"
 	"github.com/berth-go/berth/listener/middleware"
 	"github.com/berth-go/berth/listener/middleware/prom"
 	"github.com/berth-go/berth/reload"
@@ -56,12 +58,16 @@ func run(ctx context.Context, o options) error {
 	registry.MustRegister(metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	alerts := startAlerts(o.webhook, 5*time.Second)
 	defer alerts.close()
+	monitor := health.Handler(health.Options{Name: "web", Reload: true, Logger: slog.Default(), OnEvent: alerts.event})
+	defer monitor.Close()
 
 	upgrader, err := reload.New(reload.Config{Logger: slog.Default(), OnEvent: func(event string, took time.Duration, err error) {
 		metrics.Upgrade(event, took, err)
-		alerts.upgrade(event, err)
+		monitor.Upgrade(event, took, err)
 	}})
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // there, the nil Upgrader does
+	if errors.Is(err, errors.ErrUnsupported) { // there, the nil Upgrader does, and tells nothing
+		monitor.Upgrade(reload.EventReady, 0, nil)
+	} else if err != nil {
 		return err
 	}
 	passed, err := activation.FromEnv()
@@ -75,7 +81,7 @@ func run(ctx context.Context, o options) error {
 			Middleware: append([]listener.Middleware{metrics.Connections(name)}, wrap...),
 			OnEvent: func(e listener.Event) {
 				metrics.Event(e)
-				alerts.listener(e)
+				monitor.Event(e)
 			},
 		}
 		return cfg.Listen(ctx, "tcp", address)
@@ -100,6 +106,7 @@ func run(ctx context.Context, o options) error {
 	})
 	private := http.NewServeMux()
 	private.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	private.Handle("/", monitor)
 	type isPrivate struct{}
 	server := &http.Server{
 		// One server for both, so that an upgrade drains both: a scrape finds the version that leads.

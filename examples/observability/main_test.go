@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/berth-go/berth/examples/internal/exampletest"
-	"github.com/berth-go/berth/listener"
+	"github.com/berth-go/berth/listener/health"
 	"github.com/berth-go/berth/reload"
 )
 
@@ -94,13 +94,31 @@ func TestAlertsAboutThePort(t *testing.T) {
 	conflict := next(t, posted)
 	require.Equal(t, "conflict", conflict.Kind)
 	require.Equal(t, p.Process.Pid, conflict.PID)
-	require.Contains(t, conflict.Text, taken.Addr().String()+" is held by ")
-	require.Contains(t, conflict.Text, "(pid "+strconv.Itoa(os.Getpid())+",")
+	require.Contains(t, conflict.Text, "tcp "+taken.Addr().String()+" is taken by ")
+	require.Contains(t, conflict.Text, "(pid "+strconv.Itoa(os.Getpid())+")")
 	fallback := next(t, posted)
-	require.Equal(t, "obtained", fallback.Kind)
-	require.Equal(t, "web serves on "+web+" instead of "+taken.Addr().String(), fallback.Text)
+	require.Equal(t, "fallback", fallback.Kind)
+	require.Equal(t, "tcp "+taken.Addr().String()+" was taken: "+web+" is served instead", fallback.Text)
 	require.Contains(t, exampletest.Get(t, admin+"/metrics"), `berth_listeners{name="web",network="tcp",origin="fallback"} 1`)
 	require.Contains(t, exampletest.Get(t, web+"/metrics"), "which is fallback", "metrics are private")
+}
+
+// The page is where the metrics are, and tells of both listeners.
+func TestPage(t *testing.T) {
+	p := exampletest.Start(t, "-addr", "127.0.0.1:0", "-admin", "127.0.0.1:0")
+	web, admin := served(t, p)
+	require.Eventually(t, func() bool { // it follows at once on the line in the log
+		response, err := http.Get("http://" + admin + "/readyz")
+		require.NoError(t, err)
+		response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	}, exampletest.Timeout, 10*time.Millisecond)
+	http.DefaultClient.CloseIdleConnections()
+	answer := exampletest.Get(t, admin+"/api/health/ports")
+	for _, address := range []string{web, admin} {
+		require.Contains(t, answer, `"address":"`+address+`"`)
+	}
+	require.Contains(t, exampletest.Get(t, web+"/readyz"), "which is bound", "it is private")
 }
 
 // What the program ends by is posted before it ends.
@@ -113,19 +131,22 @@ func TestAlertAboutTheEnd(t *testing.T) {
 	require.Equal(t, "conflict", (<-posted).Kind)
 	failed := <-posted
 	require.Equal(t, "failed", failed.Kind)
-	require.Contains(t, failed.Text, "admin does not get its port: listen tcp "+taken.Addr().String())
+	require.Equal(t, "admin", failed.Service)
+	require.Contains(t, failed.Text, "tcp "+taken.Addr().String()+" is not served: it could not be obtained: listen tcp "+taken.Addr().String())
 }
 
 func TestAlertsAboutUpgrades(t *testing.T) {
 	url, posted := webhook(t)
 	a := startAlerts(url, exampletest.Timeout)
+	monitor := health.Handler(health.Options{OnEvent: a.event})
+	defer monitor.Close()
 	for _, event := range []string{reload.EventReady, reload.EventUpgrading, reload.EventUpgradeFailed, reload.EventUpgraded, reload.EventDraining, reload.EventResumed} {
-		a.upgrade(event, io.ErrUnexpectedEOF)
+		monitor.Upgrade(event, 0, io.ErrUnexpectedEOF)
 	}
 	a.close()
 	require.Len(t, posted, 2)
-	require.Equal(t, "the upgrade failed, the old version goes on: unexpected EOF", (<-posted).Text)
-	require.Equal(t, "the new version ended, the old one serves again: unexpected EOF", (<-posted).Text)
+	require.Equal(t, "no upgrade: this version goes on: unexpected EOF", (<-posted).Text)
+	require.Equal(t, "the new version has ended: this one serves again: unexpected EOF", (<-posted).Text)
 	a.alert(alert{}) // after the end it goes nowhere
 	require.Empty(t, posted)
 }
@@ -144,30 +165,29 @@ func TestHangingWebhook(t *testing.T) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
 	defer slog.SetDefault(before)
 
-	a := startAlerts(server.URL+"/secret", 10*time.Millisecond)
+	a := startAlerts(server.URL+"/secret", 100*time.Millisecond)
 	a.mu.Lock()
 	for range cap(a.queue) {
 		a.queue <- alert{Text: "one of many"}
 	}
 	a.mu.Unlock()
-	a.close() // each may take 10 ms, and all of them too
-	require.NotEmpty(t, asked)
-	require.Less(t, len(asked), cap(a.queue))
+	<-asked
+	a.close() // each may take 100 ms, and all of them too
+	require.Less(t, len(asked), cap(a.queue)-1)
 	require.Contains(t, log.String(), "an alert could not be posted")
 	require.NotContains(t, log.String(), "secret")
 }
 
 func TestTooManyAlerts(t *testing.T) {
 	a := &alerts{queue: make(chan alert, 1)} // nobody posts
-	a.upgrade(reload.EventResumed, nil)
-	a.upgrade(reload.EventResumed, nil)
+	a.event(health.Event{Level: slog.LevelWarn})
+	a.event(health.Event{Level: slog.LevelWarn})
 	require.Len(t, a.queue, 1)
 }
 
 func TestNoWebhook(t *testing.T) {
 	a := startAlerts("", time.Second)
 	require.Nil(t, a)
-	a.listener(listener.Event{Kind: listener.Conflict}) // without a diagnosis
-	a.upgrade(reload.EventResumed, nil)
+	a.event(health.Event{Level: slog.LevelWarn})
 	a.close()
 }

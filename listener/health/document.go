@@ -89,6 +89,7 @@ type portJSON struct {
 	Healthy         bool         `json:"healthy"`
 	Own             bool         `json:"own"`
 	Service         string       `json:"service"`
+	Until           *time.Time   `json:"until"`
 	Complete        bool         `json:"complete"`
 	Holders         []holderJSON `json:"holders"`
 	Records         []string     `json:"records"`
@@ -96,10 +97,13 @@ type portJSON struct {
 }
 
 type holderJSON struct {
-	PID     int    `json:"pid"`
-	Command string `json:"command"`
-	Address string `json:"address"`
-	State   string `json:"state"`
+	PID      int        `json:"pid"`
+	Command  string     `json:"command"`
+	Address  string     `json:"address"`
+	State    string     `json:"state"`
+	Reserved bool       `json:"reserved"`
+	Service  string     `json:"service"`
+	Until    *time.Time `json:"until"`
 	*detailsJSON
 }
 
@@ -154,7 +158,10 @@ func clipped(args []string) []string {
 func holderDocuments(holders []strategy.Holder, details bool) []holderJSON {
 	documents := make([]holderJSON, len(holders))
 	for i, h := range holders {
-		documents[i] = holderJSON{PID: h.PID, Command: h.Command, Address: h.Address, State: h.State}
+		documents[i] = holderJSON{
+			PID: h.PID, Command: h.Command, Address: h.Address, State: h.State,
+			Reserved: h.Reserved, Service: h.Service, Until: known(h.Until),
+		}
 		if !details {
 			continue
 		}
@@ -219,8 +226,8 @@ type view struct {
 
 func (v view) port(r inspect.Report) portJSON {
 	document := portJSON{
-		Network: r.Network, Port: r.Port, State: string(r.State), Own: v.own[r.Port], Service: r.Service, Complete: isComplete(r),
-		Holders: holderDocuments(r.Holders, v.details), Records: []string{}, Recommendations: []string{},
+		Network: r.Network, Port: r.Port, State: string(r.State), Own: v.own[r.Port], Service: r.Service, Until: known(r.Until),
+		Complete: isComplete(r), Holders: holderDocuments(r.Holders, v.details), Records: []string{}, Recommendations: []string{},
 	}
 	document.Healthy = r.State == inspect.Healthy || document.Own && holdsItself(r)
 	switch {
@@ -309,7 +316,7 @@ func contains(ranges []strategy.Range, port int) bool {
 	return slices.ContainsFunc(ranges, func(r strategy.Range) bool { return int(r.First) <= port && port <= int(r.Last) })
 }
 
-// stateOfRecords are what is wrong with the ports of a machine: a recorded service that is gone, a lock without a socket.
+// stateOfRecords are what is wrong with the ports of a machine: a recorded service that is gone, a lock without a socket or an end.
 func stateOfRecords(document systemJSON) []string {
 	problems := []string{}
 	for _, p := range document.Ports {
@@ -318,7 +325,7 @@ func stateOfRecords(document systemJSON) []string {
 			name += " of " + p.Service
 		}
 		switch {
-		case p.State == string(inspect.Locked):
+		case p.State == string(inspect.Locked) && p.Until == nil: // else it is kept for who is about to bind it
 			problems = append(problems, name+" is locked by a process that does not have it")
 		case len(p.Records) > 0:
 			problems = append(problems, name+" has a record that is stale, damaged or of a future version")

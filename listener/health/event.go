@@ -28,7 +28,8 @@ const (
 	Bound    Kind = "bound"    // listener.Obtained: Event.Origin tells how
 	Fallback Kind = "fallback" // the same, on another port than the one that was asked for
 	Failed   Kind = "failed"
-	Released Kind = "released"
+	Reserved Kind = "reserved"
+	Released Kind = "released" // also of a reservation that was not used
 )
 
 // What becomes of the service's process; see the constants Event* in package reload.
@@ -63,13 +64,14 @@ type Event struct {
 	Network   string            // "": it is not about a socket
 	Requested string            // address that was asked for; "": does not apply
 	Address   string            // that is taken, or was obtained; "": none
-	Origin    listener.Origin   // of Bound, Fallback and Released
-	Holders   []strategy.Holder // who was stopped or avoided; of the machine's ports who has it, or had it
+	Origin    listener.Origin   // of Bound, Fallback, Reserved and Released
+	Holders   []strategy.Holder // who is in the way, or was stopped or avoided; of the machine's ports who has it, or had it
 	Took      time.Duration     // 0: does not apply
 	Err       error             // nil: none
 }
 
-// Event takes what a [listener.Config] tells: assign it to its OnEvent. It says what the service listens on.
+// Event takes what a [listener.Config] tells: assign it to its OnEvent. It says what the service listens on. Where an address is
+// taken it finds out by whom, which takes milliseconds.
 func (m *Monitor) Event(e listener.Event) {
 	told := Event{
 		Time: e.Time, Level: slog.LevelInfo, Name: e.Name, Network: e.Network, Requested: e.Requested, Address: e.Address,
@@ -79,6 +81,12 @@ func (m *Monitor) Event(e listener.Event) {
 	switch e.Kind {
 	case listener.Conflict:
 		told.Kind, told.Level, told.Text = Conflict, slog.LevelWarn, what+" is taken"
+		if e.Diagnose != nil {
+			told.Holders = e.Diagnose().Holders
+		}
+		if len(told.Holders) > 0 {
+			told.Text += " by " + who(told.Holders)
+		}
 	case listener.Reclaim:
 		told.Kind, told.Level, told.Text = Reclaim, slog.LevelWarn, who(e.Stopped)+" was stopped to get "+what
 		if e.Err != nil {
@@ -97,9 +105,13 @@ func (m *Monitor) Event(e listener.Event) {
 		}
 	case listener.Failed:
 		told.Kind, told.Level, told.Text = Failed, slog.LevelError, what+" is not served: it could not be obtained"
+	case listener.Reserved:
+		told.Kind, told.Text = Reserved, e.Network+" "+e.Address+" is reserved"
 	case listener.Released:
-		m.service.released(e)
 		told.Kind, told.Text = Released, e.Network+" "+e.Address+" is served no more"
+		if !m.service.released(e) {
+			told.Text = e.Network + " " + e.Address + " is reserved no more"
+		}
 	default:
 		return // of a later version of package listener
 	}

@@ -21,7 +21,8 @@
 //
 // A verdict is the status 200 or 503. That of a service is about its sockets: each of them is open. That of a port: this
 // service serves it, or one that berth has a true record of does. That of a machine (see [Options].Machine): every record
-// is true. The probes look at no port; readiness follows a drain by [Monitor.Upgrade].
+// is true. With ?status=200 the verdict is in the answer alone. The probes look at no port; readiness follows a drain by
+// [Monitor.Upgrade].
 //
 // # Who may see it
 //

@@ -192,7 +192,13 @@ func (m *Monitor) servePorts(w http.ResponseWriter, r *http.Request) {
 		document.Problems = list(problems)
 	}
 	document.Healthy = len(document.Problems) == 0
-	m.write(w, verdict(document.Healthy), document)
+	m.judge(w, r, document.Healthy, document)
+}
+
+// judge answers with a verdict, in the status too unless the request wants 200 whatever it is: browsers write every other
+// one into the console as an error.
+func (m *Monitor) judge(w http.ResponseWriter, r *http.Request, healthy bool, document any) {
+	m.write(w, verdict(healthy || r.URL.Query().Has("status")), document)
 }
 
 func (m *Monitor) serveSystem(w http.ResponseWriter, r *http.Request) {
@@ -241,7 +247,7 @@ func parseRanges(text string) ([]strategy.Range, error) {
 	return ranges, nil
 }
 
-// query are the parameters of a request, and its network. Where it is not ok, the request is answered.
+// query are the parameters of a request, which are good, and its network. Where it is not ok, the request is answered.
 func (m *Monitor) query(w http.ResponseWriter, r *http.Request) (query url.Values, network string, ok bool) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -254,6 +260,10 @@ func (m *Monitor) query(w http.ResponseWriter, r *http.Request) (query url.Value
 	}
 	if !slices.Contains(networks[:], network) {
 		m.fail(w, http.StatusBadRequest, "network "+strconv.Quote(clip(network))+" is not known: use tcp or udp")
+		return nil, "", false
+	}
+	if query.Has("status") && query.Get("status") != "200" {
+		m.fail(w, http.StatusBadRequest, "status "+strconv.Quote(clip(query.Get("status")))+" cannot be asked for: use 200, or leave it out")
 		return nil, "", false
 	}
 	return query, network, true
@@ -275,7 +285,7 @@ func (m *Monitor) servePort(w http.ResponseWriter, r *http.Request, text string)
 		return
 	}
 	document := view{m.details(r), m.ports(network)}.port(at.one(network, int(port)))
-	m.write(w, verdict(document.Healthy), document)
+	m.judge(w, r, document.Healthy, document)
 }
 
 // blind answers where the machine could not be looked at.

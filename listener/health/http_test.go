@@ -242,6 +242,7 @@ type (
 	}
 	port struct {
 		Network, State, Service  string
+		Until                    *time.Time
 		Port                     int
 		Healthy, Own, Complete   bool
 		Holders                  []process
@@ -250,6 +251,9 @@ type (
 	process struct {
 		PID                                int
 		Command, Address, State, User, Dir string
+		Reserved                           bool
+		Service                            string
+		Until                              *time.Time
 		Executable                         *string
 		Args                               []string
 	}
@@ -394,6 +398,11 @@ func TestWhatCannotBeAnswered(t *testing.T) {
 		{"/api/health/ports/80?network=", 400, "is not known"},
 		{"/api/health/ports/80?network=" + long, 400, "x..."},
 		{"/api/health/ports/80?%zz", 400, "the query cannot be read"},
+		{"/api/health/ports/80?status=503", 400, `status "503" cannot be asked for: use 200`},
+		{"/api/health/ports?status=", 400, "cannot be asked for"},
+		{"/api/health/ports/abc?status=200", 400, "is not a port"},
+		{"/api/health/ports?ranges=abc&status=200", 400, "port range"},
+		{"/nothing?status=200", 404, "no such path"},
 		{"/api/health/ports?ranges=", 400, "port range"},
 		{"/api/health/ports?ranges=abc", 400, "port range"},
 		{"/api/health/ports?ranges=10-3", 400, "write 3-10"},
@@ -737,7 +746,7 @@ func TestLookThatFails(t *testing.T) {
 		looks.Add(1)
 		return inspect.Summary{}, errors.New("netlink: secret reason")
 	})
-	for _, path := range []string{"/api/health/ports", "/api/health/ports/system", "/api/health/ports/80", "/"} {
+	for _, path := range []string{"/api/health/ports", "/api/health/ports/system", "/api/health/ports/80", "/", "/?status=200"} {
 		a := get(t, url+path)
 		require.Equal(t, http.StatusServiceUnavailable, a.StatusCode)
 		require.Equal(t, "1", a.Header.Get("Retry-After"))
@@ -837,7 +846,55 @@ func TestMachine(t *testing.T) {
 	require.Equal(t, []string{fmt.Sprintf("tcp port %d has a record that is stale, damaged or of a future version", first)}, into[ports](t, a).Problems)
 	require.Equal(t, http.StatusServiceUnavailable, get(t, fmt.Sprint(url, "/api/health/ports/", first)).StatusCode)
 	require.Equal(t, http.StatusOK, get(t, url+"/api/health/ports/system").StatusCode, "it passes no verdict")
+
+	// A page asks for the verdict alone.
+	for _, path := range []string{"/", "/api/health/ports", fmt.Sprint("/api/health/ports/", first)} {
+		a = get(t, url+path+"?status=200")
+		require.Equal(t, http.StatusOK, a.StatusCode, path)
+		require.Contains(t, string(a.body), `"healthy":false`, path)
+	}
 	require.Equal(t, http.StatusOK, get(t, url+"/readyz").StatusCode)
+}
+
+// A port is reserved, given to whoever binds it, and free: for whom and until when is told, and the machine is in order all the time.
+func TestReservation(t *testing.T) {
+	dir, at := t.TempDir(), freePort(t)
+	monitor, url := serve(t, health.Options{Machine: true, StateDir: dir, Ranges: only(at), Cache: time.Nanosecond, Interval: time.Hour})
+	cfg := listener.Config{Name: "shop", StateDir: dir, OnEvent: monitor.Event}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	reservation, err := cfg.Reserve(ctx, "tcp", fmt.Sprint("127.0.0.1:", at))
+	require.NoError(t, err)
+	defer reservation.Close()
+	look := func() port {
+		t.Helper()
+		all := into[ports](t, get(t, url+"/api/health/ports"))
+		require.True(t, all.Healthy, all.Problems)
+		require.Len(t, all.System.Ports, 1)
+		return all.System.Ports[0]
+	}
+	p := look()
+	require.Equal(t, "reserved", p.State)
+	require.Equal(t, "shop", p.Service)
+	require.WithinDuration(t, reservation.Until(), *p.Until, 0)
+	require.Len(t, p.Holders, 1)
+	require.True(t, p.Holders[0].Reserved)
+	require.Equal(t, "shop", p.Holders[0].Service)
+	require.WithinDuration(t, reservation.Until(), *p.Holders[0].Until, 0)
+
+	require.NoError(t, reservation.Release(ctx, 30*time.Minute))
+	p = look()
+	require.Equal(t, "locked", p.State)
+	require.WithinDuration(t, reservation.Until(), *p.Until, 0)
+	require.NoError(t, reservation.Close())
+
+	s := open(t, url)
+	e := s.next()
+	require.Equal(t, "reserved", e.Kind)
+	require.Equal(t, fmt.Sprintf("tcp 127.0.0.1:%d is reserved", at), e.Text)
+	e = s.next()
+	require.Equal(t, "released", e.Kind)
+	require.Equal(t, fmt.Sprintf("tcp 127.0.0.1:%d is reserved no more", at), e.Text)
 }
 
 func TestReadiness(t *testing.T) {

@@ -105,7 +105,8 @@ func (s *service) obtained(e listener.Event) {
 	})
 }
 
-func (s *service) released(e listener.Event) {
+// released tells whether it was there: a reservation may end that never served.
+func (s *service) released(e listener.Event) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.IndexFunc(s.sockets, func(known socket) bool {
@@ -114,6 +115,7 @@ func (s *service) released(e listener.Event) {
 	if i >= 0 { // several listeners may have one address; one of them is gone
 		s.sockets = slices.Delete(s.sockets, i, i+1)
 	}
+	return i >= 0
 }
 
 // became follows what package reload tells: the constants reload.Event*.

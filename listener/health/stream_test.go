@@ -289,6 +289,8 @@ func TestEventsOfTheService(t *testing.T) {
 	require.Equal(t, "warning", e.Level)
 	require.Equal(t, stranger.address, e.Address)
 	require.Equal(t, "bind: address already in use", e.Error)
+	require.Equal(t, fmt.Sprintf("tcp %s is taken by health.test (pid %d)", stranger.address, stranger.pid), e.Text)
+	require.Equal(t, stranger.pid, e.Holders[0].PID)
 	e = s.until("fallback", 0)
 	require.Equal(t, "tcp "+stranger.address+" was taken: "+ln.Addr().String()+" is served instead", e.Text)
 	require.Equal(t, stranger.pid, e.Holders[0].PID, "who was avoided")

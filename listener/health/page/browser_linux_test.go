@@ -1,6 +1,7 @@
 package page_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/berth-go/berth/internal/browsertest"
+	"github.com/berth-go/berth/listener"
 )
 
 // The page in a real browser, about real processes.
@@ -225,9 +227,15 @@ func testMachine(t *testing.T, b *browsertest.Browser) {
 	b.Await("document.getElementById('verdict').innerText === 'One thing needs attention.'")
 	require.Contains(t, text(b, "#troubles"), q.port(2))
 	require.Equal(t, "1 problem, This machine", browsertest.Get[string](b, "document.title"))
-	for _, m := range b.Console() {
-		require.Contains(t, m.Message, "503") // Chromium tells of every answer that is no success
-	}
+
+	cfg := listener.Config{Name: "batch", StateDir: dir}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	reservation, err := cfg.Reserve(ctx, "tcp", q.address(3))
+	require.NoError(t, err)
+	defer reservation.Close()
+	awaitRow(b, q.port(3), "batch")
+	awaitRow(b, q.port(3), "until ")
 }
 
 // focused is the element that has the keyboard: its id, else what it says.
@@ -260,8 +268,13 @@ func testKeyboard(t *testing.T, b *browsertest.Browser) {
 	require.Equal(t, "A", way[len(way)-1], "the link at the end")
 
 	// The first of them skips the rest.
-	b.Press(browsertest.Tab + browsertest.Enter)
+	b.Press("/" + browsertest.Tab)
+	require.Equal(t, "A", focused(b), "a single key does nothing outside of the ports")
+	const hint = "getComputedStyle(document.querySelector('kbd')).visibility"
+	require.Equal(t, "hidden", browsertest.Get[string](b, hint))
+	b.Press(browsertest.Enter)
 	require.Equal(t, "ports", focused(b))
+	require.Equal(t, "visible", browsertest.Get[string](b, hint))
 
 	// The filter
 	b.Press("/")

@@ -135,7 +135,8 @@
     return element('tr', {role: 'row', id: `port-${p.port}`},
       element('td', {role: 'cell', class: 'port'}, String(p.port)),
       element('td', {role: 'cell', class: 'statecell'}, element('span', {class: 'state'}, flag(figure(p)), word(p)),
-        p.own ? element('span', {class: 'more'}, own()) : null),
+        p.own ? element('span', {class: 'more'}, own()) : null,
+        p.until ? element('span', {class: 'more'}, 'until ', moment(p.until)) : null),
       holderCell(p),
       element('td', {role: 'cell', class: 'since'}, started ? past(started) : null),
       todoCell(p))
@@ -389,7 +390,7 @@
     looking = true
     again = false
     try {
-      const query = new URLSearchParams(Object.entries(asked).filter(([, value]) => value !== ''))
+      const query = new URLSearchParams(Object.entries({...asked, status: '200'}).filter(([, value]) => value !== ''))
       const response = await fetch(`${base}api/health/ports?${query}`, {signal: AbortSignal.timeout(patience), cache: 'no-store'})
       const said = await response.json()
       if (said.system) {
@@ -524,7 +525,8 @@
     $('filter').value = ''
     if (answer) renderPorts()
   })
-  document.addEventListener('keydown', event => {
+  // A key without Ctrl or the like counts among the ports alone (WCAG 2.2, 2.1.4): what is said to a computer is keys, too.
+  $('ports').addEventListener('keydown', event => {
     if (event.key !== '/' || event.ctrlKey || event.metaKey || event.altKey || event.target.closest('input, select, textarea')) return
     event.preventDefault()
     $('filter').focus()
