@@ -98,7 +98,7 @@ func (g *gate) Accept() (net.Conn, error) {
 			g.mu.Unlock()
 			return nil, &net.OpError{Op: "accept", Net: g.Addr().Network(), Addr: g.Addr(), Err: net.ErrClosed}
 		}
-		holds := g.holds
+		holds, held := g.holds, g.opened != nil
 		g.accepting++
 		g.mu.Unlock()
 
@@ -106,7 +106,7 @@ func (g *gate) Accept() (net.Conn, error) {
 
 		g.mu.Lock()
 		g.accepting--
-		interrupted := (g.opened != nil || g.holds != holds) && errors.Is(err, os.ErrDeadlineExceeded)
+		interrupted := (held || g.opened != nil || g.holds != holds) && errors.Is(err, os.ErrDeadlineExceeded)
 		switch {
 		case err == nil:
 			g.out++
@@ -116,7 +116,7 @@ func (g *gate) Accept() (net.Conn, error) {
 			g.settleLocked()
 			g.mu.Unlock()
 			return nil, err
-		case interrupted && g.holds == holds:
+		case interrupted && g.opened != nil && g.holds == holds:
 			g.dry = true
 		}
 	}
@@ -125,7 +125,18 @@ func (g *gate) Accept() (net.Conn, error) {
 // accepts is closed once somebody accepts.
 func (g *gate) accepts() <-chan struct{} { return g.asked }
 
-// hold makes Accept wait for release, also one that is in progress where it can be interrupted.
+// holdAll holds gates. All are held before the first Accept is interrupted: listeners with a socket in common, as those of a
+// Mux, are interrupted together.
+func holdAll(gates ...*gate) {
+	for _, g := range gates {
+		g.hold()
+	}
+	for _, g := range gates {
+		g.interrupt()
+	}
+}
+
+// hold makes Accept wait for release, but not one that is in progress.
 func (g *gate) hold() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -139,7 +150,13 @@ func (g *gate) hold() {
 	for _, k := range g.keepers {
 		k.SetDraining(true)
 	}
-	if g.setDeadline != nil {
+}
+
+// interrupt makes an Accept that is in progress wait as well, where it can be interrupted.
+func (g *gate) interrupt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed && g.opened != nil && g.setDeadline != nil {
 		_ = g.setDeadline(time.Unix(1, 0)) // fails only once it is closed
 	}
 }
@@ -187,15 +204,23 @@ func (g *gate) settleLocked() {
 	}
 }
 
-// empty waits until a gate that is held has handed out what its listener kept, as long as ctx lets it.
-func (g *gate) empty(ctx context.Context) {
-	if len(g.keepers) == 0 {
-		return
+// emptyAll waits until gates have handed out what their listeners keep, as long as ctx lets it, and holds them where they are
+// not held yet. It reports whether there are any that may keep something: the others are left alone.
+func emptyAll(ctx context.Context, gates []*gate) bool {
+	var keeping []*gate
+	for _, g := range gates {
+		if len(g.keepers) > 0 {
+			keeping = append(keeping, g)
+		}
 	}
-	select {
-	case <-g.settled():
-	case <-ctx.Done():
+	holdAll(keeping...)
+	for _, g := range keeping {
+		select {
+		case <-g.settled():
+		case <-ctx.Done():
+		}
 	}
+	return len(keeping) > 0
 }
 
 // Close closes the listener. Accept gives [net.ErrClosed] from then on, held or not.

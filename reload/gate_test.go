@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"sync"
@@ -117,7 +119,7 @@ func TestGateHoldsAndReleases(t *testing.T) {
 			for range 3 {
 				next := accept(g)
 				g.inAccept(t)
-				g.hold()
+				holdAll(g)
 				within(t, g.settled()) // the Accept was interrupted, and waits
 				client := dial(t, g.Addr())
 				require.Empty(t, next, "accepted behind a gate that is held")
@@ -164,7 +166,7 @@ func TestGateLosesNoConnection(t *testing.T) {
 	go func() {
 		defer close(toggled)
 		for {
-			g.hold()
+			holdAll(g)
 			g.release()
 			select {
 			case <-stop:
@@ -198,7 +200,7 @@ func TestGateEmpties(t *testing.T) {
 	g.inAccept(t)
 	slow := dial(t, g.Addr())
 	require.Eventually(t, func() bool { return ln.(interface{ Pending() int }).Pending() == 1 }, patience, 100*time.Microsecond)
-	g.hold()
+	holdAll(g)
 	settled := g.settled()
 	never(t, settled, "one is pending")
 	const header = "PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n"
@@ -211,7 +213,7 @@ func TestGateEmpties(t *testing.T) {
 
 	next = accept(g)
 	within(t, settled)
-	g.empty(t.Context())
+	require.True(t, emptyAll(t.Context(), []*gate{g}))
 	late := dial(t, g.Addr())
 	_, err = io.WriteString(late, header)
 	require.NoError(t, err)
@@ -221,6 +223,83 @@ func TestGateEmpties(t *testing.T) {
 	require.NoError(t, got.err)
 	got.conn.Close()
 	require.ErrorIs(t, readEnd(late), io.EOF)
+}
+
+// A stop gives those that a middleware has accepted a moment to come to the point.
+func TestStopEmpties(t *testing.T) {
+	noLeak(t)
+	proxy := middleware.Proxy{Trusted: middleware.NewPrefixes(netip.MustParsePrefix("127.0.0.0/8"))}
+	ln := proxy.Wrap(bind(t))
+	g := newGate(ln)
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	s := &service{server: drainerOf(server), log: slog.New(slog.DiscardHandler), ceiling: patience, linger: patience, gates: []*gate{g}, done: make(chan error, 1)}
+	go func() { s.done <- s.server.serve(g) }()
+	g.inAccept(t)
+	slow := dial(t, g.Addr())
+	require.Eventually(t, func() bool { return ln.(interface{ Pending() int }).Pending() == 1 }, patience, 100*time.Microsecond)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_ = s.stop(t.Context(), "the test says so")
+	}()
+	require.Eventually(t, func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.opened != nil || g.closed
+	}, patience, 100*time.Microsecond)
+	_, err := io.WriteString(slow, "PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\nGET / HTTP/1.1\r\nHost: server\r\n\r\n")
+	require.NoError(t, err)
+	answer, err := io.ReadAll(slow)
+	require.NoError(t, err)
+	require.Contains(t, string(answer), "200 OK")
+	within(t, over)
+}
+
+// keeping is late, and may keep connections.
+type keeping struct{ late }
+
+func (keeping) SetDraining(bool) {}
+
+// An Accept that began behind a gate that was held goes on after the release, too.
+func TestGateReleasedWhileItEmptied(t *testing.T) {
+	noLeak(t)
+	l := keeping{late{failing{bind(t), make(chan error, 2)}}}
+	g := newGate(l)
+	holdAll(g)
+	next := accept(g)
+	g.inAccept(t)
+	g.release()
+	own := errors.New("of its own")
+	l.errs <- os.ErrDeadlineExceeded
+	l.errs <- own
+	require.Equal(t, own, within(t, next).err)
+}
+
+// The listeners of a Mux are interrupted together: none of them has an error to show for it.
+func TestGatesOfAMux(t *testing.T) {
+	noLeak(t)
+	mux := &middleware.Mux{}
+	secure, plain := mux.Match(middleware.MatchTLS), mux.Match(middleware.MatchHTTP1)
+	gates := []*gate{newGate(mux.Wrap(bind(t))), newGate(secure), newGate(plain)}
+	u := &Upgrader{gates: gates}
+	var ends []<-chan accepted
+	for _, g := range gates {
+		ends = append(ends, accept(g))
+	}
+	for range 200 {
+		for _, g := range gates {
+			g.inAccept(t)
+		}
+		u.hold(true)
+		for _, g := range gates {
+			within(t, g.settled())
+		}
+		u.hold(false)
+	}
+	for i, g := range gates {
+		g.Close()
+		require.ErrorIs(t, within(t, ends[i]).err, net.ErrClosed)
+	}
 }
 
 func readEnd(conn net.Conn) error {
@@ -243,7 +322,7 @@ func TestGateClose(t *testing.T) {
 			next := accept(g)
 			g.inAccept(t)
 			if test.hold {
-				g.hold()
+				holdAll(g)
 			}
 			require.NoError(t, g.Close())
 			require.ErrorIs(t, within(t, next).err, net.ErrClosed)
@@ -252,7 +331,7 @@ func TestGateClose(t *testing.T) {
 			var op *net.OpError
 			require.ErrorAs(t, err, &op)
 			require.ErrorIs(t, err, net.ErrClosed)
-			g.hold()
+			holdAll(g)
 			g.release()
 			require.ErrorIs(t, g.Close(), net.ErrClosed)
 			_, err = g.Accept()
@@ -268,7 +347,7 @@ func TestGateUninterruptible(t *testing.T) {
 	defer g.Close()
 	next := accept(g)
 	g.inAccept(t)
-	g.hold()
+	holdAll(g)
 	within(t, g.settled()) // it could wait for ever
 	first := dial(t, g.Addr())
 	got := within(t, next)
@@ -295,7 +374,7 @@ func TestGateSettled(t *testing.T) {
 	got := within(t, next)
 	require.NoError(t, got.err)
 	defer got.conn.Close()
-	g.hold()
+	holdAll(g)
 	settled := g.settled()
 	select {
 	case <-settled:
@@ -337,7 +416,7 @@ func TestGateReleasedBeforeItWasInterrupted(t *testing.T) {
 	g := newGate(l)
 	next := accept(g)
 	g.inAccept(t)
-	g.hold()
+	holdAll(g)
 	g.release()
 	l.errs <- os.ErrDeadlineExceeded
 	l.errs <- os.ErrDeadlineExceeded // this one is not from the gate

@@ -51,7 +51,7 @@ func TestHandlerFinishesWhatIsInFlight(t *testing.T) {
 	exchange(t, client)
 	require.Equal(t, "*net.TCPConn", within(t, types))
 
-	g.hold()
+	holdAll(g)
 	s.retire()
 	require.NoError(t, s.spoken(t.Context()))
 	exchange(t, client)

@@ -83,7 +83,7 @@ func startVersion(s Server, ln net.Listener) *version {
 
 // retireFor is what Serve does when a successor is ready, up to the point where all have been told.
 func (v *version) retireFor(ctx context.Context) error {
-	v.hold()
+	holdAll(v.gate)
 	v.retire()
 	return v.spoken(ctx)
 }

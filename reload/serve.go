@@ -41,7 +41,7 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 	if len(listeners) == 0 {
 		return errors.New("reload: Serve needs a listener")
 	}
-	s := &service{upgrader: u, server: drainerOf(server), log: slog.Default(), ceiling: (&Config{}).drain(), done: make(chan error, len(listeners))}
+	s := &service{upgrader: u, server: drainerOf(server), log: slog.Default(), ceiling: (&Config{}).drain(), linger: linger, done: make(chan error, len(listeners))}
 	var upgraded chan *successor
 	stops, upgrades := make(chan os.Signal, 16), make(chan os.Signal, 1)
 	signal.Notify(stops, os.Interrupt, syscall.SIGTERM)
@@ -69,10 +69,8 @@ func (u *Upgrader) Serve(ctx context.Context, server Server, listeners ...net.Li
 	if u != nil {
 		u.mu.Lock()
 		u.gates = s.gates
-		for _, g := range u.gates {
-			if u.held {
-				g.hold()
-			}
+		if u.held {
+			holdAll(u.gates...)
 		}
 		u.mu.Unlock()
 	}
@@ -90,6 +88,7 @@ type service struct {
 	log      *slog.Logger
 	ceiling  time.Duration
 	notice   time.Duration
+	linger   time.Duration
 	gates    []*gate
 	stops    <-chan os.Signal
 	upgrades <-chan os.Signal // apart, since a storm of them fills the channel, and what does not fit is lost
@@ -183,9 +182,10 @@ func (s *service) handOver(ctx context.Context, next *successor) (over bool) {
 	spoken := make(chan struct{})
 	go func() {
 		defer close(spoken)
-		for _, g := range s.gates {
-			g.empty(telling)
-		}
+		// Half of the time, since who has a place under a limit may keep it until the shutdown that comes then.
+		emptying, cancel := context.WithTimeout(telling, s.ceiling/2)
+		emptyAll(emptying, s.gates)
+		cancel()
 		_ = s.server.spoken(telling) // whom it could not tell is closed below
 	}()
 	for waiting := true; waiting; {
@@ -223,6 +223,11 @@ func (s *service) passOn(ctx context.Context) {
 	}
 }
 
+// linger is how long a stop waits for clients that are busy to hear that they are to come again, since perhaps a socket unit
+// has the address, or another machine; and for those that a middleware has accepted to come to the point. Others would keep
+// a developer waiting.
+const linger = 250 * time.Millisecond
+
 // stop ends the service.
 func (s *service) stop(ctx context.Context, why string) error {
 	begin := time.Now()
@@ -239,12 +244,14 @@ func (s *service) stop(ctx context.Context, why string) error {
 	}
 	draining, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.ceiling)
 	defer cancel()
-	// Clients that are busy hear in this time that they are to come again: perhaps a socket unit has the address, or another
-	// machine. Those that are not would keep a developer waiting.
-	const linger = 250 * time.Millisecond
 	s.server.retire()
-	lingering, cancelLinger := context.WithTimeout(draining, linger)
+	lingering, cancelLinger := context.WithTimeout(draining, s.linger)
 	_ = s.server.spoken(lingering)
+	cancelLinger()
+	lingering, cancelLinger = context.WithTimeout(draining, s.linger)
+	if emptyAll(lingering, s.gates) {
+		_ = s.server.spoken(lingering)
+	}
 	cancelLinger()
 	s.shut(draining, begin)
 	return nil

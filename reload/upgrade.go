@@ -311,12 +311,12 @@ func (u *Upgrader) hold(held bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.held = held
+	if held {
+		holdAll(u.gates...)
+		return
+	}
 	for _, g := range u.gates {
-		if held {
-			g.hold()
-		} else {
-			g.release()
-		}
+		g.release()
 	}
 }
 

@@ -102,6 +102,7 @@ func (e *errorPauses) retry(l *listener, err error) (net.Conn, bool) {
 		return nil, true
 	}
 	_ = pause(e.next(now), l.wait) // where it ends early, so does the next Accept
+	e.reserve()                    // if another has taken the spare one
 	return nil, true
 }
 

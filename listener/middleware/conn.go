@@ -100,7 +100,9 @@ func attach(conn net.Conn, l *listener, since time.Time) net.Conn {
 		}
 	}
 	c.timed = c.timed || l.timed
+	isClosed := c.isClosed
 	switch {
+	case isClosed: // by Track or by a server that knows the connection inside
 	case c.levels[0].listener == nil:
 		c.levels[0] = at
 	case c.levels[1].listener == nil:
@@ -108,9 +110,8 @@ func attach(conn net.Conn, l *listener, since time.Time) net.Conn {
 	default:
 		c.more = append(c.more, at)
 	}
-	isClosed := c.isClosed
 	c.mu.Unlock()
-	if isClosed { // by Track or by a server that knows the connection inside
+	if isClosed {
 		at.close(c)
 	}
 	return conn

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,6 +49,19 @@ func TestActivityOfUnix(t *testing.T) {
 	}
 }
 
+// When another has taken the spare descriptor, there is one again as soon as that can be.
+func TestSpareComesBack(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	e := &errorPauses{}
+	e.Max = time.Millisecond
+	defer e.stop()
+	_, again := e.retry(wrap(ln, part{}).(*listener), syscall.EMFILE)
+	require.True(t, again)
+	require.True(t, e.release())
+}
+
 // A connection that is closed while a listener further out takes it is closed for that listener, too.
 func TestClosedWhileAttached(t *testing.T) {
 	var closed []string
@@ -64,6 +78,7 @@ func TestClosedWhileAttached(t *testing.T) {
 	conn = attach(conn, flat("c"), time.Now()) // more than are foreseen
 	require.NoError(t, conn.Close())
 	require.Equal(t, []string{"c", "b", "a"}, closed)
-	attach(conn, flat("d"), time.Now())
+	conn = attach(conn, flat("d"), time.Now())
 	require.Equal(t, []string{"c", "b", "a", "d"}, closed)
+	require.Len(t, coreOf(conn).more, 1, "a Close that is not at its end yet would tell d again")
 }

@@ -42,6 +42,20 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
+// A hook that has waited for a client in vain refuses that one. For the server nothing has happened.
+func TestHookTimesOut(t *testing.T) {
+	ln := listen(t, "tcp", mw.Hook{Accept: func(conn net.Conn) error {
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second)) // enough for one that speaks
+		_, err := conn.Read(make([]byte, 1))
+		return err
+	}}.Wrap)
+	results := accepting(t, ln)
+	refused(t, dial(t, ln))
+	_, err := dial(t, ln).Write([]byte("x"))
+	require.NoError(t, err)
+	next(t, results)
+}
+
 // Closed knows how long, and is told of connections that Accept let pass.
 func TestHookClosed(t *testing.T) {
 	const while = 10 * time.Millisecond

@@ -1,6 +1,7 @@
 package middleware_test
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -182,6 +183,41 @@ func TestLimitDrains(t *testing.T) {
 			connect(t, a)
 		})
 	}
+}
+
+// A limit that is full does not end the drain while a middleware further in keeps connections: those are not lost.
+func TestLimitDrainsWhatIsFurtherIn(t *testing.T) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, _ net.Listener, _ <-chan *mw.Refusal) {
+		limit := &mw.Limit{Max: 1}
+		var examines net.Listener
+		ln := listen(t, "tcp", limit.Wrap, func(ln net.Listener) net.Listener {
+			examines = e.wrap(t, bounds{})(ln)
+			if m, ok := examines.(muxed); ok {
+				return m.Listener
+			}
+			return examines
+		})
+		t.Cleanup(func() { examines.Close() })
+		results := accepting(t, ln)
+		slow := dial(t, ln)
+		eventually(t, func() bool { return pendingOf(examines) == 1 }, "it waits")
+		_, first := e.good(t, ln, results) // has the place
+		ln.(drainer).SetDraining(true)
+		examines.(drainer).SetDraining(true)
+		require.NoError(t, ln.(deadliner).SetDeadline(time.Unix(1, 0)))
+		client := e.begin(slow)
+		go io.WriteString(client, "ping")
+		select {
+		case a := <-results:
+			require.Fail(t, "not what it waits for", "%v", a)
+		case <-time.After(10 * time.Millisecond): // not long enough to be sure, and never too long
+		}
+		require.NoError(t, first.Close())
+		server := next(t, results)
+		require.Equal(t, slow.LocalAddr().String(), realRemote(server).String())
+		require.ErrorIs(t, (<-results).err, os.ErrDeadlineExceeded, "there is nothing left, and no place either")
+		server.Close()
+	})
 }
 
 // Close ends an Accept that waits for a place, or has a connection for which there is none.

@@ -51,6 +51,7 @@ type listener struct {
 
 // shared is what the copies of a listener have in common, which come from adding parts.
 type shared struct {
+	inner    net.Listener
 	addr     net.Addr
 	done     chan struct{} // closed by Close
 	deadline deadline
@@ -124,17 +125,20 @@ func (s *stack) refuse(conn net.Conn, why *Refusal) {
 
 // within finds the first of type T in a listener and what it wraps.
 func within[T any](ln net.Listener) (found T, ok bool) {
-	for ln != nil {
+	for ; ln != nil; ln = unwrap(ln) {
 		if found, ok = ln.(T); ok {
 			return found, true
 		}
-		wrapper, ok := ln.(interface{ Unwrap() net.Listener })
-		if !ok {
-			break
-		}
-		ln = wrapper.Unwrap()
 	}
 	return found, false
+}
+
+// unwrap is what a listener wraps; nil where there is nothing.
+func unwrap(ln net.Listener) net.Listener {
+	if wrapper, ok := ln.(interface{ Unwrap() net.Listener }); ok {
+		return wrapper.Unwrap()
+	}
+	return nil
 }
 
 // stackOf finds the stack that a listener is part of, and makes one where there is none.
@@ -146,7 +150,7 @@ func stackOf(ln net.Listener) *stack {
 }
 
 func newShared(inner net.Listener) *shared {
-	return &shared{addr: inner.Addr(), done: make(chan struct{}), stack: stackOf(inner)}
+	return &shared{inner: inner, addr: inner.Addr(), done: make(chan struct{}), stack: stackOf(inner)}
 }
 
 func (s *shared) stackOf() *stack { return s.stack }
@@ -259,7 +263,7 @@ func (l *listener) admit(a arrival) (net.Conn, error) {
 		if err == nil {
 			continue
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && l.park(a) {
+		if !p.foreign && errors.Is(err, os.ErrDeadlineExceeded) && l.park(a) { // that of a Hook is a verdict
 			return nil, err
 		}
 		l.undo(a)
@@ -375,20 +379,50 @@ func (s *shared) acceptError(err error) error {
 	return &net.OpError{Op: "accept", Net: s.addr.Network(), Addr: s.addr, Err: err}
 }
 
-// SetDraining says that a deadline which has passed (SetDeadline) is only to interrupt Accept when no connection waits in it for
-// a place any more. A server that hands its socket to another process stops accepting by a deadline in the past; with this,
+// SetDraining says that a deadline which has passed (SetDeadline) is only to interrupt Accept when no connection waits in it, or
+// further in, any more. A server that hands its socket to another process stops accepting by a deadline in the past; with this,
 // it goes on to accept until the deadline's error comes, and loses none.
 func (s *shared) SetDraining(draining bool) { s.draining.Store(draining) }
+
+// keeps tells whether this listener has connections that it has not handed on.
+func (l *listener) keeps() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.parked) > 0
+}
+
+// goesOn tells whether a deadline does not count, since it drains and a listener inside still keeps connections.
+func (s *shared) goesOn() bool {
+	if !s.draining.Load() {
+		return false
+	}
+	for ln := s.inner; ln != nil; ln = unwrap(ln) {
+		if k, ok := ln.(interface{ keeps() bool }); ok && k.keeps() {
+			return true
+		}
+	}
+	return false
+}
 
 // wait waits for the channel. Before that, the end of the listener or its deadline give the error that is Accept's.
 func (s *shared) wait(on <-chan struct{}) error {
 	select {
 	case <-s.done:
-	case <-s.deadline.passed():
 	case <-on:
+	case <-s.deadline.passed():
+		for s.goesOn() && !isClosed(on) && !isClosed(s.done) {
+			select {
+			case <-s.done:
+			case <-on:
+			case <-time.After(glance):
+			}
+		}
 	}
 	return s.ended()
 }
+
+// glance is how often one who drains looks whether a listener inside still keeps connections.
+const glance = 5 * time.Millisecond
 
 // hold is wait for who has a connection in hand.
 func (s *shared) hold(on <-chan struct{}) error {
@@ -422,7 +456,7 @@ func (s *shared) ended() error {
 	switch {
 	case isClosed(s.done):
 		return s.closed()
-	case isClosed(s.deadline.passed()):
+	case isClosed(s.deadline.passed()) && !s.goesOn():
 		return s.acceptError(os.ErrDeadlineExceeded)
 	}
 	return nil

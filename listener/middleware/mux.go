@@ -166,9 +166,7 @@ func (m *Mux) finish(p *pending) error {
 	case p.to == nil && m.Refuse:
 		return errNobody
 	}
-	if len(p.taken) > 0 {
-		p.out = newFront(p.conn, p.since, nil, p.taken)
-	}
+	p.out = p.untouched()
 	return nil
 }
 

@@ -38,6 +38,7 @@ type intake struct {
 	mu       sync.Mutex
 	wanted   sync.Cond // of run: somebody waits, or the end
 	running  bool
+	taking   bool // run is at the inner Accept, or has what it gave in hand
 	isClosed bool
 	draining bool
 	waiting  int   // calls of Accept that wait for what run gets
@@ -87,6 +88,14 @@ type pending struct {
 	examined     bool // by a goroutine
 	isLate       bool
 	why          *Refusal // not nil: it was given up
+}
+
+// untouched is the connection as if nobody had looked at it.
+func (p *pending) untouched() net.Conn {
+	if len(p.taken) == 0 {
+		return p.conn
+	}
+	return newFront(p.conn, p.since, nil, p.taken)
 }
 
 // An outlet is what Accept of one listener takes from.
@@ -203,6 +212,8 @@ func (in *intake) run() {
 func (in *intake) isWanted() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	defer func() { in.taking = !in.isClosed }()
+	in.taking = false
 	for !in.isClosed && (in.waiting == 0 || in.held != nil) {
 		in.wanted.Wait()
 	}
@@ -493,6 +504,14 @@ func (in *intake) SetDraining(draining bool) {
 		in.held = nil
 		in.wanted.Signal()
 	}
+}
+
+func (in *intake) keeps() bool { return in.first.keeps() }
+
+func (o *outlet) keeps() bool {
+	o.in.mu.Lock()
+	defer o.in.mu.Unlock()
+	return len(o.ready) > 0 || o.in.examining > 0 || o.in.taking
 }
 
 // socketOf is where to look for what has been received. Only of connections that are known does one know that nobody changes

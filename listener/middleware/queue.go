@@ -78,6 +78,12 @@ func (q *queue) SetDraining(draining bool) {
 	q.notify()
 }
 
+func (q *queue) keeps() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.running != nil || len(q.waiting) > 0
+}
+
 // take accepts until it cannot.
 func (q *queue) take(ended chan struct{}) {
 	defer close(ended)

@@ -134,7 +134,7 @@ var (
 func (t *TLS) late(*pending) error { return errLateHandshake }
 
 func (t *TLS) finish(p *pending) error {
-	conn := t.secure(p.conn, p.since)
+	conn := t.secure(p.untouched(), p.since)
 	var err error
 	if p.in.stack.call(foreignPart, func() { err = conn.Handshake() }) {
 		return panicRefusal
