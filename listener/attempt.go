@@ -433,7 +433,9 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 		for _, r := range ranges {
 			taken, _ := sockets.Taken(target, r.First, r.Last) // without the hint every port is tried
 			for port := int(r.First); port <= int(r.Last); port++ {
-				if taken.Has(uint16(port)) {
+				// Also after the bind, in case that it is released just now; before, since to whoever keeps it the bind would look as if
+				// it were taken for good.
+				if taken.Has(uint16(port)) || keptAt(a.records, onPort(target, uint16(port))) != nil {
 					continue
 				}
 				if err := ctx.Err(); err != nil {

@@ -45,11 +45,9 @@ func freeRun(t testing.TB, n int) int {
 
 func runIsFree(first, n int) bool {
 	for port := first; port < first+n; port++ {
-		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
+		if !isFree(port) {
 			return false
 		}
-		ln.Close()
 	}
 	return true
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -24,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berth-go/berth/activation"
+	"github.com/berth-go/berth/internal/bound"
 	"github.com/berth-go/berth/internal/testneed"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/strategy"
@@ -382,12 +384,24 @@ var need = testneed.That
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
-		port := strconv.Itoa(10000 + rand.IntN(10000))
-		if ln, err := net.Listen("tcp", ":"+port); err == nil {
-			require.NoError(t, ln.Close())
-			return port
+		if port := 10000 + rand.IntN(10000); isFree(port) {
+			return strconv.Itoa(port)
 		}
 	}
 	require.FailNow(t, "no free port")
 	return ""
+}
+
+// isFree tells whether nobody has the port, and nothing remains on it of connections, which a reservation would go round.
+func isFree(port int) bool {
+	s, err := bound.Open(bound.Kind{Network: "tcp", V6: bound.DualStack()})
+	if err == nil {
+		defer s.Close()
+		return s.Bind(netip.AddrPortFrom(netip.Addr{}, uint16(port))) == nil
+	}
+	ln, err := net.Listen("tcp", ":"+strconv.Itoa(port)) // where there are no reservations
+	if err == nil {
+		ln.Close()
+	}
+	return err == nil
 }

@@ -61,7 +61,8 @@ type Pool struct {
 	// at once.
 	Sticky bool
 
-	// Wait is how long a lease waits when all ports are taken: 0 as long as its context, negative not at all.
+	// Wait is how long a lease waits when all ports are taken: 0 as long as its context, negative not at all, and then it
+	// fails also while others wait.
 	Wait time.Duration
 }
 
@@ -208,23 +209,25 @@ func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
 	if l.state, err = registry.Open(l.config.StateDir); err != nil {
 		l.log.LogAttrs(ctx, slog.LevelWarn, "no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
 	}
-	if l.state == nil || queue.Empty(l.line()) {
+	full := error(os.NewSyscallError("bind", syscall.EADDRINUSE)) // others are first until there is a failure
+	if l.state == nil || queue.Length(l.line()) == 0 {
 		leases, err := l.try(ctx)
 		if err == nil || !isInUse(err) {
 			return leases, err
 		}
-		if l.pool.Wait < 0 {
-			return nil, l.failure(err, nil)
-		}
+		full = err
 	}
-	return l.wait(ctx)
+	if l.pool.Wait < 0 {
+		return nil, l.failure(full, nil)
+	}
+	return l.wait(ctx, full)
 }
 
 // line is the path of the queue.
 func (l *leasing) line() string { return filepath.Join(l.state.Path(), l.key+"-queue") }
 
-// wait waits in turn.
-func (l *leasing) wait(ctx context.Context) ([]*Reservation, error) {
+// wait waits in turn. full is the last failure.
+func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) {
 	l.recordAfter = 0 // whoever waits next sees the end of a lease by that of its lock
 	var place *queue.Place
 	var err error
@@ -242,7 +245,6 @@ func (l *leasing) wait(ctx context.Context) ([]*Reservation, error) {
 	defer cancel()
 	l.log.LogAttrs(ctx, slog.LevelDebug, "waiting for a port", slog.String("pool", l.pool.address(l.ports)))
 
-	full := error(os.NewSyscallError("bind", syscall.EADDRINUSE)) // the last failure; others are first until there is one
 	pause, first := retryFirst, false
 	var tried time.Time
 	for {
@@ -258,9 +260,6 @@ func (l *leasing) wait(ctx context.Context) ([]*Reservation, error) {
 				return leases, err
 			}
 			full, tried = err, time.Now()
-		}
-		if l.pool.Wait < 0 {
-			return nil, l.failure(full, nil)
 		}
 		changed, err := l.pause(waiting, place, pause)
 		if changed && first { // a busy state directory does not make it busy too
@@ -328,7 +327,7 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 		}
 	}
 	addresses = append(addresses, l.pool.address(order))
-	lease, err := config.reserve(ctx, l.pool.network(), addresses, l.recordAfter)
+	lease, err := config.reserve(ctx, l.pool.network(), addresses, true, l.recordAfter)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package listener_test
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -9,6 +10,47 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+func init() {
+	roles["lease without flock"] = withoutFlock(role.playLease)
+	roles["instance without flock"] = withoutFlock(role.playInstance)
+}
+
+func withoutFlock(play func(role) error) func(role) error {
+	return func(r role) error {
+		if err := forbidFlock(); err != nil {
+			return err
+		}
+		return play(r)
+	}
+}
+
+// Where nobody can lock a file nobody waits in order, and still no port and no number is two processes'.
+func TestPoolStateDirectoryWithoutFlock(t *testing.T) {
+	p := pool(t, 2)
+	p.Sticky, p.Wait = true, 0
+	r := poolRole(p, "lease without flock", "web")
+	a, b := play(t, r), play(t, r)
+	addresses := []string{a.ready(t), b.ready(t)}
+	require.NotEqual(t, addresses[0], addresses[1])
+	late := *p
+	late.Wait = -1
+	_, err := late.Lease(t.Context(), "late")
+	require.ErrorContains(t, err, fmt.Sprintf("(pid %d)", a.pid()))
+	waiter := play(t, r)
+	kill(t, b)
+	require.Equal(t, addresses[1], waiter.ready(t))
+
+	f := fleet(t, 2)
+	r = fleetRole(f)
+	r.Do = "instance without flock"
+	for want := range 2 {
+		number, _, _ := joined(t, play(t, r))
+		require.Equal(t, want, number)
+	}
+	r.Strategy = "shared"
+	require.Contains(t, play(t, r).failed(t), "not supported")
+}
 
 func TestPoolStateDirectoryFullOrReadOnly(t *testing.T) {
 	need(t, os.Geteuid() == 0, "root")

@@ -463,6 +463,85 @@ func TestPoolServesInOrder(t *testing.T) {
 	require.Empty(t, slices.DeleteFunc(files, func(name string) bool { return filepath.Ext(name) == ".lock" }), "the queue is gone with the last")
 }
 
+// Whoever dies waiting stands in nobody's way, also not in that of those who do not wait.
+func TestPoolAfterAWaiterHasDied(t *testing.T) {
+	const clients = 50
+	p := pool(t, clients)
+	all, err := p.LeaseAll(t.Context(), make([]string, clients)...)
+	require.NoError(t, err)
+	p.Wait = 0
+	waiter := play(t, poolRole(p, "lease", "waiter"))
+	waiting(t, p, 1)
+	kill(t, waiter)
+	waiting(t, p, 0)
+	for _, l := range all {
+		require.NoError(t, l.Close())
+	}
+	p.Wait = -1
+	begin, done := make(chan struct{}), make(chan error, clients)
+	for i := range clients {
+		go func() {
+			<-begin
+			l, err := p.Lease(t.Context(), fmt.Sprint(i))
+			if err == nil {
+				t.Cleanup(func() { l.Close() })
+			}
+			done <- err
+		}()
+	}
+	close(begin)
+	for range clients {
+		require.NoError(t, <-done)
+	}
+}
+
+// A pool that waits for nobody does not overtake those who do wait.
+func TestPoolWithoutWaitBehindAWaiter(t *testing.T) {
+	p := pool(t, 3)
+	held := lease(t, p, "held")
+	p.Wait = 0
+	three := make(chan error, 1)
+	go func() {
+		all, err := p.LeaseAll(t.Context(), "a", "b", "c")
+		for _, l := range all {
+			err = errors.Join(err, l.Close())
+		}
+		three <- err
+	}()
+	waiting(t, p, 1)
+	impatient := *p
+	impatient.Wait = -1
+	_, err := impatient.Lease(t.Context(), "d")
+	require.ErrorIs(t, err, syscall.EADDRINUSE)
+	require.NoError(t, held.Close())
+	require.NoError(t, <-three)
+	lease(t, p, "d")
+}
+
+// What a source hands on is found again by the same words, whatever the memory says by then: it may name the port of another
+// lease of this process, and then the source knows that it is in use.
+func TestPoolAsksItsSourcesByTheSameWords(t *testing.T) {
+	p := pool(t, 4)
+	p.Sticky = true
+	var asked, kept []string
+	p.Config.Sources = []listener.Source{keeper{&source{take: func(name, network, address string) (net.Listener, error) {
+		asked = append(asked, strings.Join([]string{name, network, address}, " "))
+		return nothing(name, network, address)
+	}}, func(name, network, address string, _ syscall.Conn) error {
+		kept = append(kept, strings.Join([]string{name, network, address}, " "))
+		return nil
+	}}}
+	for range 3 {
+		ln, err := lease(t, p, "web").Listen()
+		require.NoError(t, err)
+		defer ln.Close()
+	}
+	want := "web tcp " + net.JoinHostPort(p.Host, p.Ranges[0].String())
+	require.Len(t, kept, 3)
+	require.Equal(t, []string{want}, slices.Compact(kept))
+	require.Equal(t, []string{want}, slices.Compact(asked))
+}
+
 // Nobody barges in: whoever gives a port back and wants another has to let those pass who wait.
 func TestPoolIsFair(t *testing.T) {
 	p := pool(t, 2)
@@ -508,8 +587,8 @@ func TestPoolIsFair(t *testing.T) {
 }
 
 func TestPoolRace(t *testing.T) {
-	const processes = 100
-	p := pool(t, 150)
+	const processes = 200
+	p := pool(t, 300)
 	b := newBarrier(t)
 	r := poolRole(p, "lease", "racer")
 	r.Barrier = b.path
@@ -527,7 +606,7 @@ func TestPoolRace(t *testing.T) {
 	}
 	status, err := p.Status(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, 50, status.Free)
+	require.Equal(t, 100, status.Free)
 	pids := map[int]bool{}
 	for _, taken := range status.Taken {
 		require.True(t, seen[taken.Holder.Address], taken)
@@ -628,12 +707,17 @@ func TestPoolProperties(t *testing.T) {
 		listening := map[int]*listener.Listener{}
 		strangers := map[int]net.Listener{}
 		children := map[int]*process{}
-		taken := func() int { return len(ours) + len(listening) + len(strangers) + len(children) }
-		isTaken := func(n int) bool {
+		kept := map[int]*listener.Reservation{} // released for whoever binds without asking
+		taken := func() int { return len(ours) + len(listening) + len(strangers) + len(children) + len(kept) }
+		isBound := func(n int) bool {
 			return ours[n] != nil || listening[n] != nil || strangers[n] != nil || children[n] != nil
 		}
+		isTaken := func(n int) bool { return isBound(n) || kept[n] != nil }
 		defer func() {
 			for _, l := range ours {
+				l.Close()
+			}
+			for _, l := range kept {
 				l.Close()
 			}
 			for _, ln := range listening {
@@ -695,6 +779,17 @@ func TestPoolProperties(t *testing.T) {
 				<-ours[n].Done()
 				delete(ours, n)
 			},
+			"release": func(r *rapid.T) {
+				n := pick("port", slices.Collect(maps.Keys(ours)))
+				require.NoError(r, ours[n].Release(context.Background(), time.Hour))
+				kept[n] = ours[n]
+				delete(ours, n)
+			},
+			"grace ends": func(r *rapid.T) {
+				n := pick("port", slices.Collect(maps.Keys(kept)))
+				require.NoError(r, kept[n].Close())
+				delete(kept, n)
+			},
 			"listen": func(r *rapid.T) {
 				n := pick("port", slices.Collect(maps.Keys(ours)))
 				ln, err := ours[n].Listen()
@@ -710,12 +805,17 @@ func TestPoolProperties(t *testing.T) {
 			"steal": func(r *rapid.T) {
 				n := rapid.IntRange(int(p.Ranges[0].First), int(p.Ranges[0].Last)).Draw(r, "port")
 				ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
-				if isTaken(n) {
+				if isBound(n) {
 					require.ErrorIs(r, err, syscall.EADDRINUSE)
 					return
 				}
 				require.NoError(r, err)
 				strangers[n] = ln
+				if kept[n] != nil { // for him
+					<-kept[n].Done()
+					require.ErrorIs(r, kept[n].Err(), net.ErrClosed)
+					delete(kept, n)
+				}
 			},
 			"stranger leaves": func(r *rapid.T) {
 				n := pick("port", slices.Collect(maps.Keys(strangers)))
@@ -743,6 +843,9 @@ func TestPoolProperties(t *testing.T) {
 			"": func(r *rapid.T) { // after each step
 				free := 0
 				for n := int(p.Ranges[0].First); n <= int(p.Ranges[0].Last); n++ {
+					if kept[n] != nil {
+						continue // a look at it would end that
+					}
 					ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
 					require.Equal(r, isTaken(n), err != nil, "port %d: %v", n, err)
 					if err == nil {

@@ -30,7 +30,6 @@ type Reservation struct {
 
 	mu     sync.Mutex // not held while anything outside is called: events, a Keeper
 	parts  parts
-	files  []*os.File       // passed to a Command
 	locks  []*registry.Lock // of what was released
 	err    error            // why it ended; nil: it has not
 	done   chan struct{}    // closed when it has
@@ -65,14 +64,18 @@ type Reservation struct {
 // A failure is an [*net.OpError] with an [*Error] of the first address, and errors.ErrUnsupported where package net cannot take
 // over a socket (Windows).
 func (c *Config) Reserve(ctx context.Context, network string, addresses ...string) (*Reservation, error) {
-	return c.reserve(ctx, network, addresses, 0)
+	return c.reserve(ctx, network, addresses, false, 0)
 }
 
-// reserve is Reserve. Lock and record are written so much later, if there is still a reservation to record by then.
-func (c *Config) reserve(ctx context.Context, network string, addresses []string, recordAfter time.Duration) (*Reservation, error) {
+// reserve is Reserve, of addresses that may be one choice (see binder.unite). Lock and record are written so much later, if there
+// is still a reservation to record by then.
+func (c *Config) reserve(ctx context.Context, network string, addresses []string, united bool, recordAfter time.Duration) (*Reservation, error) {
 	b, err := newBinder(ctx, c, network, addresses)
 	if err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: network, Err: err}
+	}
+	if united {
+		b.unite()
 	}
 	r := &Reservation{config: c, since: time.Now(), done: make(chan struct{})}
 	a := &r.from
@@ -357,9 +360,9 @@ func (r *Reservation) finishLocked(cause error) error {
 		}
 	}
 	var errs []error
-	for _, file := range r.files {
-		if descriptor.Void(file) != nil { // the Start of a command may be using it
-			errs = append(errs, file.Close())
+	for _, p := range r.parts {
+		if p.passed != nil && descriptor.Void(p.passed) != nil { // the Start of a command may be using it
+			errs = append(errs, p.passed.Close())
 		}
 	}
 	close(r.done)

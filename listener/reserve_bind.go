@@ -29,6 +29,7 @@ type part struct {
 	socket  *bound.Socket  // nil: a Source had it, and it is one of these
 	ln      net.Listener   // TCP, and listening already
 	conn    net.PacketConn // UDP
+	passed  *os.File       // duplicate for every Command; nil: none yet
 	lock    *registry.Lock // nil: none
 	gone    bool           // it is a listener by now, or closed
 }
@@ -140,6 +141,19 @@ func newBinder(ctx context.Context, c *Config, network string, addresses []strin
 		b.offers = append(b.offers, o)
 	}
 	return b, nil
+}
+
+// unite has all offers asked of a Source, and handed on, by the words of the last. The others are some of its ports, which come
+// first for a reason that the next version of the program need not know.
+func (b *binder) unite() {
+	last := b.offers[len(b.offers)-1]
+	for i := range b.offers {
+		o := &b.offers[i]
+		o.fixed = last.fixed
+		for j := range o.places {
+			o.places[j].address = last.places[j].address
+		}
+	}
 }
 
 // openRecords is the state directory, nil where it cannot be used.
@@ -289,6 +303,11 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, e
 	}()
 	for i := range t.offer.places {
 		p := &t.offer.places[i]
+		if remains || p.kind.Network == "udp" { // the bind would look to whoever keeps the port as if it were taken for good
+			if kept := keptBy(t.records, p.network, p.addr(port)); kept != nil {
+				return nil, p.kept(port, kept)
+			}
+		}
 		s, addr, err := t.bindPlace(ctx, i, port, remains)
 		if err != nil {
 			if p.optional && isAbsent(err) && (len(taken) > 0 || i+1 < len(t.offer.places)) {
@@ -302,7 +321,7 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, e
 		bound := &part{network: p.network, address: p.address, addr: addrOf(p.kind.Network, addr), socket: s}
 		taken = append(taken, bound)
 		if kept := keptBy(t.records, p.network, bound.addr); kept != nil {
-			return nil, &net.OpError{Op: "reserve", Net: p.network, Addr: p.addr(port), Err: os.NewSyscallError("bind", kept)}
+			return nil, p.kept(port, kept)
 		}
 	}
 	return taken, nil
@@ -407,7 +426,14 @@ func (*keptError) Is(target error) bool { return target == syscall.EADDRINUSE }
 // covers this one, or that it covers, counts too, as far as they are the usual ones. Nil means that it is free.
 func keptBy(records *registry.Dir, network string, addr net.Addr) error {
 	target, ok := sockets.TargetOf(network, addr)
-	if !ok || records == nil || target.Path != "" {
+	if !ok {
+		return nil
+	}
+	return keptAt(records, target)
+}
+
+func keptAt(records *registry.Dir, target sockets.Target) error {
+	if records == nil || target.Path != "" {
 		return nil
 	}
 	own := target.Addr.Addr()
@@ -428,6 +454,11 @@ func keptBy(records *registry.Dir, network string, addr net.Addr) error {
 		}
 	}
 	return nil
+}
+
+// kept is the error of a port that is kept.
+func (p place) kept(port uint16, err error) error {
+	return &net.OpError{Op: "reserve", Net: p.network, Addr: p.addr(port), Err: os.NewSyscallError("bind", err)}
 }
 
 // isReleased tells whether a record is of a port that is released and kept. The lock says so, and no clock: it is its owner

@@ -51,7 +51,8 @@ func (r *Reservation) Command(ctx context.Context, name string, args ...string) 
 	return cmd
 }
 
-// pass makes duplicates of what is reserved, which are the reservation's to close.
+// pass makes duplicates of what is reserved, which are the reservation's to close. All commands get the same, so that one which is
+// started again and again costs no more descriptors.
 func (r *Reservation) pass() ([]*os.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -60,20 +61,28 @@ func (r *Reservation) pass() ([]*os.File, error) {
 		if p.gone || r.err != nil {
 			continue
 		}
-		file, err := p.open()
-		if err != nil {
-			for _, file := range files {
-				_ = file.Close() // the failure is what counts
+		if !isOpen(p.passed) {
+			file, err := p.open()
+			if err != nil {
+				return nil, err
 			}
-			return nil, err
+			p.passed = file
 		}
-		files = append(files, file)
+		files = append(files, p.passed)
 	}
 	if len(files) == 0 {
 		return nil, r.endedLocked("command")
 	}
-	r.files = append(r.files, files...)
-	return slices.Clone(files), nil
+	return files, nil
+}
+
+// isOpen tells whether a file is there, and nobody who was given it has closed it.
+func isOpen(file *os.File) bool {
+	if file == nil {
+		return false
+	}
+	raw, err := file.SyscallConn()
+	return err == nil && raw.Control(func(uintptr) {}) == nil
 }
 
 // childEnvironment is that of this process, without what is meant for it alone.

@@ -63,8 +63,8 @@ func mapBoard(path string) (*board, error) {
 	return (*board)(unsafe.Pointer(&memory[0])), nil
 }
 
-// playHostile tries without a pause to take the port on the board, with every option that lets sockets share one, and to
-// connect to it. What it achieves counts where the board is the same before and after.
+// playHostile tries without a pause to take the port on the board, at its address and at all of them, with every option that lets
+// sockets share one, and to connect to it. What it achieves counts where the board is the same before and after.
 func (r role) playHostile() error {
 	b, err := mapBoard(r.Address)
 	if err != nil {
@@ -121,6 +121,7 @@ func (b *board) attack(index, turn int) error {
 		phase := target & phaseBits
 		switch {
 		case at.Load() != target:
+		case errors.Is(err, unix.EINTR): // by the scheduler's signal, since the kernel begins no call anew that has a time limit
 		case err == nil && phase == phaseReserved:
 			b.accepted.Store(target)
 		case errors.Is(err, unix.ECONNREFUSED) && phase == phaseListening, err != nil && !errors.Is(err, unix.ECONNREFUSED):
@@ -138,6 +139,9 @@ func (b *board) attack(index, turn int) error {
 	}
 	if err != nil {
 		return err
+	}
+	if turn&4 != 0 {
+		address.Addr = [4]byte{} // which covers it
 	}
 	if unix.Bind(fd, address) == nil && at.Load() == target {
 		b.taken.Store(target)

@@ -2,6 +2,7 @@ package listener_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,6 @@ import (
 func init() {
 	roles["reserve"] = role.playReserve
 	roles["reserve churn"] = role.playReserveChurn
-	roles["binds later"] = role.playBindsLater
 }
 
 // playReserve reserves the address and says so, then lives until its end. What it does
@@ -424,19 +424,6 @@ func TestReserveStateDirRemoved(t *testing.T) {
 	require.NoError(t, r.Close())
 }
 
-// playBindsLater binds by package net what it is told on stdin, and says when it has.
-func (r role) playBindsLater() error {
-	fmt.Println("ready", r.Address)
-	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
-		return err
-	}
-	ln, err := net.Listen("tcp", r.Address)
-	if err != nil {
-		return err
-	}
-	return r.serve(ln)
-}
-
 // What was released is kept from those who cooperate, until somebody has it.
 func TestRelease(t *testing.T) {
 	first := freeRun(t, 2)
@@ -484,6 +471,65 @@ func TestRelease(t *testing.T) {
 	requireEnded(t, r, net.ErrClosed)
 	require.NotErrorIs(t, r.Err(), context.DeadlineExceeded)
 	require.Equal(t, strconv.Itoa(p.pid()), answers(t, "tcp", address))
+}
+
+// Those who keep off do so without a bind that looks as if somebody had the port now.
+func TestReleaseIsNotEndedByThoseWhoKeepOff(t *testing.T) {
+	held := listenPlain(t, "tcp", "127.0.0.1:0")
+	for name, c := range map[string]struct {
+		network, address string
+		keepOff          func(cfg *listener.Config, address string) error
+	}{
+		"reserve udp": {"udp", "127.0.0.1:0", func(cfg *listener.Config, address string) error {
+			return closed(cfg.Reserve(t.Context(), "udp", address))
+		}},
+		"reserve over remains": {"tcp", leaveRemains(t), func(cfg *listener.Config, address string) error {
+			return closed(cfg.Reserve(t.Context(), "tcp", address))
+		}},
+		"fall back": {"tcp", "127.0.0.1:0", func(cfg *listener.Config, address string) error {
+			port := netip.MustParseAddrPort(address).Port()
+			cfg.Strategy = strategy.Staging(strategy.Range{First: port, Last: port})
+			return closed(cfg.Listen(t.Context(), "tcp", held.Addr().String()))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := t.TempDir()
+			r := reserve(t, &listener.Config{StateDir: state}, c.network, c.address)
+			require.NoError(t, r.Release(t.Context(), time.Hour))
+			for begin := time.Now(); time.Since(begin) < 100*time.Millisecond; { // some of the looks of who keeps it
+				require.ErrorIs(t, c.keepOff(&listener.Config{StateDir: state}, r.Addr().String()), syscall.EADDRINUSE)
+			}
+			require.NoError(t, r.Err())
+		})
+	}
+}
+
+// Whether a port is kept is told by the lock, and by no clock: that of the wall may have been set meanwhile.
+func TestReleaseWhateverTheClockSays(t *testing.T) {
+	cfg := &listener.Config{StateDir: t.TempDir()}
+	setUntil := func(until time.Time) (address string) {
+		path := filepath.Join(cfg.StateDir, filesIn(t, cfg.StateDir)[0])
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		var rec registry.Record
+		require.NoError(t, json.Unmarshal(text, &rec))
+		rec.Until = until
+		text, err = json.Marshal(rec)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(path, text, 0o600)) // the same file, so it stays locked
+		return rec.Address
+	}
+	r := reserve(t, cfg, "tcp", "127.0.0.1:0")
+	require.NoError(t, r.Release(t.Context(), time.Hour))
+	require.ErrorIs(t, notReserved(t, cfg, "tcp", setUntil(time.Now().Add(-24*time.Hour))), syscall.EADDRINUSE)
+	require.NoError(t, r.Close())
+
+	p := play(t, role{Do: "reserve", Network: "tcp", Address: "127.0.0.1:" + freePort(t), StateDir: cfg.StateDir, Child: []string{"releases"}})
+	p.ready(t)
+	address := setUntil(time.Now().Add(24 * time.Hour))
+	notReserved(t, cfg, "tcp", address)
+	kill(t, p)
+	reserve(t, cfg, "tcp", address)
 }
 
 // Whoever takes it and cooperates has the lock and the record at once.
@@ -655,6 +701,31 @@ func TestReservationEndsAtStart(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, again.Close())
 	}
+}
+
+// A command that is started again and again gets the same descriptor each time, also after somebody has closed it.
+func TestReservationCommandAgain(t *testing.T) {
+	r := reserve(t, &listener.Config{}, "tcp+udp", "127.0.0.1:0")
+	var counts []int
+	for i := range 20 {
+		cmd := r.Command(t.Context(), "readlink", "/proc/self/fd/3", "/proc/self/fd/4")
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		require.Regexp(t, `^socket:\[\d+\]\nsocket:\[\d+\]\n$`, string(out))
+		if i == 10 {
+			require.NoError(t, cmd.ExtraFiles[1].Close())
+		}
+		all, err := descriptors()
+		require.NoError(t, err)
+		sockets := 0
+		for _, file := range all {
+			if strings.Contains(string(out), file+"\n") {
+				sockets++
+			}
+		}
+		counts = append(counts, sockets)
+	}
+	require.Equal(t, 4, slices.Max(counts), "those reserved, and one more of each: %v", counts)
 }
 
 func TestReserveLeaksNothing(t *testing.T) {

@@ -28,20 +28,20 @@ type Place struct {
 	watch  *watch // nil: nothing tells of changes
 }
 
-// Empty tells whether nobody waits in the queue at path. It may count one that died waiting.
-func Empty(path string) bool {
-	_, err := os.Lstat(path)
-	return err != nil
-}
-
-// Length is how many wait in the queue at path. It may count some that died waiting.
+// Length is how many wait in the queue at path.
 func Length(path string) int {
 	dir, err := registry.Existing(path)
 	if err != nil {
 		return 0
 	}
 	numbers, _ := dir.Numbers(prefix) // none of a queue that is over
-	return len(numbers)
+	length := 0
+	for _, n := range numbers {
+		if dir.Claimed(name(n)) { // else of a process that died
+			length++
+		}
+	}
+	return length
 }
 
 // Join takes a place behind all others in the queue at path.

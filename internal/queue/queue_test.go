@@ -84,7 +84,7 @@ func become(t testing.TB, p *Place) {
 
 func TestInOrder(t *testing.T) {
 	path := line(t)
-	require.True(t, Empty(path))
+	require.NoDirExists(t, path)
 	var places []*Place
 	for range 20 {
 		places = append(places, enter(t, path))
@@ -97,7 +97,7 @@ func TestInOrder(t *testing.T) {
 		}
 		p.Leave()
 	}
-	require.True(t, Empty(path), "the last one takes the directory away")
+	require.NoDirExists(t, path, "the last one takes the directory away")
 	require.Zero(t, Length(path))
 }
 
@@ -126,7 +126,7 @@ func TestWhoDiesHoldsUpNobody(t *testing.T) {
 	require.NoError(t, first.Process.Kill())
 	become(t, last)
 	last.Leave()
-	require.True(t, Empty(path), "nothing is left of those who died")
+	require.NoDirExists(t, path, "nothing is left of those who died")
 }
 
 func TestWatchSeesWhatEndsInADirectory(t *testing.T) {
@@ -208,7 +208,7 @@ func TestDirectoryIsRemovedUnderneath(t *testing.T) {
 		require.NoError(t, err)
 		p.Leave()
 	}
-	require.True(t, Empty(path))
+	require.NoDirExists(t, path)
 }
 
 func TestHostileFiles(t *testing.T) {
@@ -259,5 +259,5 @@ func TestManyJoinAtOnce(t *testing.T) {
 	for _, p := range places {
 		p.Leave()
 	}
-	require.True(t, Empty(path))
+	require.NoDirExists(t, path)
 }

@@ -253,7 +253,10 @@ func lockFile(path string, flag int) (*Lock, error) {
 	const patience = 200 * time.Millisecond
 	// A listener frees its lock a moment after its address, which somebody may have bound by then.
 	const handover = 20 * time.Millisecond
-	for begin := time.Now(); time.Since(begin) < patience; {
+	// Whoever has released the address frees its lock when he sees that it is taken, for which he too has to wait for a processor.
+	const noticing = time.Second
+	limit := patience
+	for begin := time.Now(); time.Since(begin) < limit; {
 		lock, err := tryLockFile(path, flag)
 		switch {
 		case errors.Is(err, errReplaced):
@@ -262,11 +265,20 @@ func lockFile(path string, flag int) (*Lock, error) {
 			return lock, err
 		}
 		if time.Since(begin) >= handover && held(path) {
-			return nil, err
+			if !isReleased(path) {
+				return nil, err
+			}
+			limit = noticing
 		}
 		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
+}
+
+// isReleased tells whether a lock is of an address that its owner keeps for somebody else.
+func isReleased(path string) bool {
+	entry, err := (&Dir{filepath.Dir(path)}).read(filepath.Base(path))
+	return err == nil && entry.Err == nil && entry.Record.State == Released
 }
 
 // tryLockFile tries once. The error is [ErrHeld] where somebody has the lock, a reader too, and errReplaced where the file

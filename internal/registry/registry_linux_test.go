@@ -96,6 +96,22 @@ func needRoot(t *testing.T) {
 	testneed.That(t, os.Geteuid() == 0, "root")
 }
 
+// Whoever has released the address needs a moment to see that it is taken, and on a busy machine a longer one.
+func TestLockOfAReleasedAddressIsWaitedFor(t *testing.T) {
+	dir := open(t)
+	lock, err := dir.Lock("tcp", address)
+	require.NoError(t, err)
+	rec := sample()
+	rec.State = Released
+	require.NoError(t, lock.Write(rec))
+	freed := make(chan error, 1)
+	time.AfterFunc(100*time.Millisecond, func() { freed <- lock.Release() })
+	next, err := dir.Lock("tcp", address)
+	require.NoError(t, err)
+	require.NoError(t, <-freed)
+	require.NoError(t, next.Release())
+}
+
 func TestErrHeldAcrossProcesses(t *testing.T) {
 	dir := open(t)
 	holder := spawn(t, dir.Path())

@@ -116,8 +116,12 @@ func TestFailureSaysWhy(t *testing.T) {
 	require.Equal(t, "porttest: no 20000 ports in a row: there are 10000", r.fatal)
 }
 
-// The tests of several packages run at once, each in a process of its own, and find ports of each other's all the time.
+// The tests of several packages run at once, each in a process of its own, and find ports of each other's all the time. They are
+// isolated together, where that can be: they take hundreds, which the tests of other packages of this module might want.
 func TestPackagesInParallel(t *testing.T) {
+	if !porttest.Isolated(t) {
+		return
+	}
 	if os.Getenv(roleVariable) != "" {
 		ports := porttest.Range(t, 20)
 		for range 50 {
