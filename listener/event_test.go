@@ -30,11 +30,14 @@ func (e *events) add(event listener.Event) {
 	e.all = append(e.all, event)
 }
 
+// kinds are what they are about. A machine that is busy makes anybody wait for a lock.
 func (e *events) kinds() (kinds []listener.EventKind) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, event := range e.all {
-		kinds = append(kinds, event.Kind)
+		if event.Kind != listener.LockWait || event.Err != nil {
+			kinds = append(kinds, event.Kind)
+		}
 	}
 	return kinds
 }
