@@ -447,6 +447,26 @@ func (d *Dir) read(name string) (Entry, error) {
 	return entry, nil
 }
 
+// Recorded lists the network's ports that have a file, without a look into it. A directory that cannot be read has none.
+func (d *Dir) Recorded(network string, first, last uint16) map[uint16]bool {
+	if d == nil {
+		return nil
+	}
+	dir, err := os.Open(d.path)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = dir.Close() }() // it was only read
+	names, _ := dir.Readdirnames(-1)   // those before an error
+	ports := map[uint16]bool{}
+	for _, name := range names {
+		if kind, port := parseFileName(name); kind == Kind(network) && first <= port && port <= last && filepath.Ext(name) == extension {
+			ports[port] = true
+		}
+	}
+	return ports
+}
+
 // Entries reads the records of the network's ports, in the order of their file names; with "", those of every network,
 // Unix sockets included.
 func (d *Dir) Entries(network string, first, last uint16) ([]Entry, error) {
