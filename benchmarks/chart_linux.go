@@ -50,7 +50,7 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#1f2328}
 // be invisible without a least width, so each bar has one.
 func chart(title string, groups []bars) string {
 	const (
-		width, names, longest, least = 760, 190, 440, 2.0
+		width, names, longest, least = 910, 340, 440, 2.0
 		head, job, line, gap, thick  = 34, 22, 20, 12, 12
 	)
 	height := head + gap/2

@@ -70,7 +70,7 @@ var idleExperiment = experiment{name: "Idle", title: "Memory of a connection", t
 			}
 		}
 		fmt.Fprintf(&b, "| %s | %.0f | %.2f | %.1f | %+.1f | %s | %s |\n", w.text, size, size/bare, count, count-bareAllocs, goal, met)
-		group.bars = append(group.bars, bar{w.text, kind, size, fmt.Sprintf("%.0f", size)})
+		group.bars = append(group.bars, bar{strings.ReplaceAll(w.text, "`", ""), kind, size, fmt.Sprintf("%.0f", size)})
 	}
 	return finding{b.String(), []bars{group}}, nil
 }}
@@ -79,7 +79,7 @@ var idleExperiment = experiment{name: "Idle", title: "Memory of a connection", t
 var idleWrappers = []idleWrapper{
 	{bareWrapper, "bare net", 0},
 	{wrapper{"berth-none", func(ln net.Listener) net.Listener { return around(ln, unwrappedMiddleware()...) }}, "berth, `Deny`, `Backoff` and `Recover`", 0},
-	{wrapper{"berth-all", stackWrapper.wrap}, "berth, every middleware that leaves the bytes alone", 1},
+	{wrapper{"berth-all", stackWrapper.wrap}, "berth, all that leave the bytes alone", 1},
 	{limitWrapper, "netutil.LimitListener", 0},
 }
 
