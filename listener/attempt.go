@@ -85,10 +85,7 @@ func (a *attempt[S]) establish(ctx context.Context) (S, hold, error) {
 
 // start fills in what the Config implies.
 func (a *attempt[S]) start() {
-	a.log = a.config.Logger
-	if a.log == nil {
-		a.log = slog.New(slog.DiscardHandler)
-	}
+	a.log = a.config.logger()
 	a.origin.Requested = a.requested
 	a.lineage = lineageOf(a.config.Sources)
 }

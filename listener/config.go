@@ -68,6 +68,14 @@ type Config struct {
 	OnEvent func(Event)
 }
 
+// logger is Logger, or one that discards.
+func (c *Config) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.Logger
+}
+
 // A Middleware wraps a listener. The wrapper's Accept must give [net.ErrClosed] after Close; where it hides the listener
 // inside, it should show it by a method Unwrap() net.Listener, so that [As] and [OriginOf] see through it.
 type Middleware func(net.Listener) net.Listener

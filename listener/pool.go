@@ -124,11 +124,8 @@ type leasing struct {
 }
 
 func (p *Pool) newLeasing(names []string) (*leasing, error) {
-	l := &leasing{pool: p, config: p.Config, names: names, log: p.Config.Logger, recordAfter: recordAfter}
+	l := &leasing{pool: p, config: p.Config, names: names, log: p.Config.logger(), recordAfter: recordAfter}
 	l.config.Strategy = strategy.FailFast{}
-	if l.log == nil {
-		l.log = slog.New(slog.DiscardHandler)
-	}
 	var err error
 	if l.ports, err = p.ports(); err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: p.network(), Err: err}
