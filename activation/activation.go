@@ -49,16 +49,23 @@ var fromEnv = sync.OnceValues(func() (*Set, error) {
 	if !descriptor.Supported {
 		return nil, nil
 	}
-	announced, err := parseEnvironment(os.Getpid(), os.Getenv(variablePID), os.Getenv(variableFDs), os.Getenv(variableNames))
+	announced, err := parseEnvironment(os.Getpid(), takeVariable(variablePID), takeVariable(variableFDs), takeVariable(variableNames))
 	first := firstFD
-	if text := os.Getenv(descriptor.PassedVariable); text != "" {
+	if text := takeVariable(descriptor.PassedVariable); text != "" {
 		first, announced, err = parsePassed(text)
 	}
-	for _, name := range []string{variablePID, variableFDs, variableNames, variablePIDFD, descriptor.PassedVariable} {
-		_ = os.Unsetenv(name) // cannot fail for such a name
-	}
+	takeVariable(variablePIDFD)
 	return adopt(first, announced, err)
 })
+
+// takeVariable takes a variable out of the environment. Most are not there, and with cgo a look is much cheaper than Unsetenv.
+func takeVariable(name string) string {
+	value, ok := os.LookupEnv(name)
+	if ok {
+		_ = os.Unsetenv(name) // cannot fail for such a name
+	}
+	return value
+}
 
 // maxPassed bounds the look at descriptors whose number only a lying environment can announce.
 const maxPassed = 1 << 16

@@ -95,12 +95,20 @@ func (r role) race() error {
 		return clockErr
 	}
 	if err != nil {
-		fmt.Println(racerFailed, int64(at))
-		return nil
+		return tell(racerFailed, at)
 	}
-	fmt.Println(ln.Addr().(*net.TCPAddr).Port, int64(at))
+	if err := tell(strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), at); err != nil {
+		return err
+	}
 	awaitEnd(endDescriptor)
 	return ln.Close()
+}
+
+// tell prints with a bare system call: it takes a processor from those who are still racing.
+func tell(port string, at time.Duration) error {
+	line := strconv.AppendInt(append([]byte(port), ' '), int64(at), 10)
+	_, err := unix.Write(unix.Stdout, append(line, '\n'))
+	return err
 }
 
 // warmUp listens once elsewhere, so that what a process does for its first listener is over.

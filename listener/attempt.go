@@ -429,11 +429,11 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 		lost := false
 		for _, r := range ranges {
 			taken, _ := sockets.Taken(target, r.First, r.Last) // without the hint every port is tried
-			recorded := a.records.Recorded(a.network, r.First, r.Last)
+			released := a.records.AnyReleased()
 			for port := int(r.First); port <= int(r.Last); port++ {
 				// Also after the bind, in case that it is released just now; before, since to whoever keeps it the bind would look as if
 				// it were taken for good. A record is read only of a port that is free: of few.
-				if taken.Has(uint16(port)) || recorded[uint16(port)] && keptAt(a.records, onPort(target, uint16(port))) != nil {
+				if taken.Has(uint16(port)) || released && keptAt(a.records, onPort(target, uint16(port))) != nil {
 					continue
 				}
 				if err := ctx.Err(); err != nil {

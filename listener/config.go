@@ -68,10 +68,12 @@ type Config struct {
 	OnEvent func(Event)
 }
 
+var discard = slog.New(slog.DiscardHandler)
+
 // logger is Logger, or one that discards.
 func (c *Config) logger() *slog.Logger {
 	if c.Logger == nil {
-		return slog.New(slog.DiscardHandler)
+		return discard
 	}
 	return c.Logger
 }

@@ -57,7 +57,7 @@ type Instance struct {
 // The number is this process's until Close, or until it dies. With an upgrader of package reload among the Sources of
 // Pool.Config, a new version has the number of the version before it, and Listen takes over its listener.
 func (f *Fleet) Join(ctx context.Context) (*Instance, error) {
-	j, err := f.newJoining()
+	j, err := f.newJoining(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -77,10 +77,11 @@ type joining struct {
 	name    string
 	lineage lineage       // nil: none
 	slots   *registry.Dir // nil: cannot be used
+	key     string        // of the fleet, in the state directory
 }
 
-func (f *Fleet) newJoining() (*joining, error) {
-	l, err := f.Pool.newLeasing(nil)
+func (f *Fleet) newJoining(ctx context.Context) (*joining, error) {
+	l, err := f.Pool.newLeasing(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +95,7 @@ func (f *Fleet) newJoining() (*joining, error) {
 	sum := fnv.New64a()
 	fmt.Fprintf(sum, "%q %v", j.name, f.Shared)
 	if !f.Shared {
-		fmt.Fprint(sum, " ", l.key) // another address is another fleet
+		fmt.Fprint(sum, " ", f.Pool.key()) // another address is another fleet
 	}
 	j.key = fmt.Sprintf("fleet-%016x", sum.Sum64())
 	if j.state, err = registry.Open(j.config.StateDir); err == nil {
@@ -105,7 +106,7 @@ func (f *Fleet) newJoining() (*joining, error) {
 		if f.Shared {
 			return nil, &net.OpError{Op: "join", Net: j.pool.network(), Err: fmt.Errorf("fleet %s: no numbers without locks: %w", j.name, err)}
 		}
-		j.log.LogAttrs(context.Background(), slog.LevelWarn, "no locks for the numbers of this fleet, so its ports tell them apart", slog.String("fleet", j.name), slog.Any("error", err))
+		j.log.LogAttrs(ctx, slog.LevelWarn, "no locks for the numbers of this fleet, so its ports tell them apart", slog.String("fleet", j.name), slog.Any("error", err))
 	}
 	return j, nil
 }

@@ -103,7 +103,7 @@ func (p *Pool) Lease(ctx context.Context, name string) (*Reservation, error) {
 // LeaseAll is [Pool.Lease] for several services, all or none, in their order. It takes the ports when there are enough, and
 // none before, so those who wait behind it wait too. Without names it returns none.
 func (p *Pool) LeaseAll(ctx context.Context, names ...string) ([]*Reservation, error) {
-	l, err := p.newLeasing(names)
+	l, err := p.newLeasing(ctx, names)
 	if err != nil {
 		return nil, err
 	}
@@ -114,23 +114,32 @@ func (p *Pool) LeaseAll(ctx context.Context, names ...string) ([]*Reservation, e
 type leasing struct {
 	pool   *Pool
 	config Config
+	parts  []string // of the network
+	offer  offer    // of all ports; each lease has them in an order of its own
 	ports  []strategy.Range
 	names  []string
 	log    *slog.Logger
 	state  *registry.Dir // nil: cannot be used
-	key    string        // of the pool, in the state directory
 
 	recordAfter time.Duration
 }
 
-func (p *Pool) newLeasing(names []string) (*leasing, error) {
+func (p *Pool) newLeasing(ctx context.Context, names []string) (_ *leasing, err error) {
 	l := &leasing{pool: p, config: p.Config, names: names, log: p.Config.logger(), recordAfter: recordAfter}
 	l.config.Strategy = strategy.FailFast{}
-	var err error
-	if l.ports, err = p.ports(); err != nil {
+	if len(names) == 1 && names[0] != "" {
+		l.config.Name = names[0]
+	}
+	if l.ports, err = p.ports(); err == nil {
+		l.parts, err = parseNetworks(p.network())
+	}
+	if err == nil {
+		l.offer = offer{host: p.Host, ports: l.ports, fixed: isFixed(l.ports)}
+		err = l.offer.resolve(ctx, l.parts, p.Config.Net.MultipathTCP())
+	}
+	if err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: p.network(), Err: err}
 	}
-	l.key = p.key()
 	return l, nil
 }
 
@@ -144,12 +153,15 @@ func (p *Pool) network() string {
 // ports are those that may be handed out.
 func (p *Pool) ports() ([]strategy.Range, error) {
 	asked := p.asked()
-	ports, err := strategy.ParseRanges(rangesText(asked)) // each once
-	if err != nil {
-		return nil, fmt.Errorf("pool: %w", err)
+	ports := asked
+	if len(asked) != 1 || asked[0].First == 0 || asked[0].First > asked[0].Last { // the usual one is as it should be
+		var err error
+		if ports, err = strategy.ParseRanges(rangesText(asked)); err != nil { // each once
+			return nil, fmt.Errorf("pool: %w", err)
+		}
+		ports = ephemeral.Without(ports, []strategy.Range{{}}) // 0 is no port
 	}
 	ports = ephemeral.Without(ports, p.Except)
-	ports = ephemeral.Without(ports, []strategy.Range{{}}) // 0 is no port
 	if len(ports) == 0 {
 		return nil, fmt.Errorf("pool %s: no port is left: name some", rangesText(asked))
 	}
@@ -207,7 +219,7 @@ func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
 		l.log.LogAttrs(ctx, slog.LevelWarn, "no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
 	}
 	full := error(os.NewSyscallError("bind", syscall.EADDRINUSE)) // others are first until there is a failure
-	if l.state == nil || queue.Length(l.line()) == 0 {
+	if !l.othersWait() {
 		leases, err := l.try(ctx)
 		if err == nil || !isInUse(err) {
 			return leases, err
@@ -220,8 +232,24 @@ func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
 	return l.wait(ctx, full)
 }
 
-// line is the path of the queue.
-func (l *leasing) line() string { return filepath.Join(l.state.Path(), l.key+"-queue") }
+// queues is where all queues of a state directory are. It is there as long as one is, so there is nearly always nothing to do but
+// to see that it is not.
+const queues = "queues"
+
+// line is the path of the pool's queue.
+func (p *Pool) line(state *registry.Dir) string {
+	return filepath.Join(state.PathOf(queues), p.key())
+}
+
+func (l *leasing) othersWait() bool {
+	return l.state != nil && registry.MayExist(l.state.PathOf(queues)) && queue.Length(l.pool.line(l.state)) > 0
+}
+
+// leave gives up a place in the queue.
+func (l *leasing) leave(place *queue.Place) {
+	place.Leave()
+	_ = os.Remove(l.state.PathOf(queues)) // it fails as long as there are others
+}
 
 // wait waits in turn. full is the last failure.
 func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) {
@@ -229,10 +257,10 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 	var place *queue.Place
 	var err error
 	if l.state != nil {
-		if place, err = queue.Join(l.line()); err != nil {
+		if place, err = queue.Join(l.pool.line(l.state)); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "no queue for this pool, so those who wait are served in no order", slog.Any("error", err))
 		} else {
-			defer place.Leave()
+			defer l.leave(place)
 		}
 	}
 	waiting, cancel := ctx, context.CancelFunc(func() {})
@@ -306,30 +334,41 @@ func (l *leasing) try(ctx context.Context) ([]*Reservation, error) {
 }
 
 func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error) {
-	config := l.config
-	if name != "" {
-		config.Name = name
+	config := &l.config
+	if name != "" && name != config.Name {
+		own := l.config
+		own.Name = name
+		config = &own
 	}
 	order := rotate(l.ports, rand.N(count(l.ports)))
-	addresses := make([]string, 0, 2)
+	// Whatever the order, a Source is asked for all of the ports, and they are handed on so: the next version of the program need
+	// not know why one of them came first.
+	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), records: l.state, offers: make([]offer, 0, 2)}
+	add := func(ports []strategy.Range) {
+		o := l.offer
+		o.ports = ports
+		b.offers = append(b.offers, o)
+	}
 	var memory sticky.Memory
+	var remembered string
 	if l.pool.Sticky {
 		if l.state != nil {
-			memory = sticky.Read(l.state, l.key+".ports")
+			remembered = l.pool.key() + ".ports"
+			memory = sticky.Read(l.state, remembered)
 		}
 		order = preferred(l.ports, memory, config.Name)
 		if e, ok := memory.Of(config.Name); ok && order[0] == single(e.Number) {
 			// By itself, so that what remains of the service's last connections does not have another port preferred.
-			addresses = append(addresses, l.pool.address(order[:1]))
+			add(order[:1])
 		}
 	}
-	addresses = append(addresses, l.pool.address(order))
-	lease, err := config.reserve(ctx, l.pool.network(), addresses, true, l.recordAfter)
+	add(order)
+	lease, err := config.reserve(ctx, l.pool.network(), b, l.recordAfter)
 	if err != nil {
 		return nil, err
 	}
 	if l.pool.Sticky && l.state != nil {
-		if err := sticky.Remember(l.state, l.key+".ports", memory, config.Name, portOf(lease.Addr())); err != nil {
+		if err := sticky.Remember(l.state, remembered, memory, config.Name, portOf(lease.Addr())); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "the port is not remembered", slog.String("name", config.Name), slog.Any("error", err))
 		}
 	}

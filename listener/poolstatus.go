@@ -59,8 +59,7 @@ func (p *Pool) Status(ctx context.Context) (PoolStatus, error) {
 	records, _ := registry.Existing(p.Config.StateDir) // without, there are still the sockets
 	status := PoolStatus{Ports: count(ports), Free: count(ports)}
 	if records != nil {
-		l := leasing{state: records, key: p.key()}
-		status.Waiting = queue.Length(l.line())
+		status.Waiting = queue.Length(p.line(records))
 	}
 	addr, err := p.place(ctx)
 	if err != nil {

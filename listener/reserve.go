@@ -31,8 +31,9 @@ type Reservation struct {
 	mu     sync.Mutex // not held while anything outside is called: events, a Keeper
 	parts  parts
 	locks  []*registry.Lock // of what was released
+	mark   *registry.Mark   // that something was; nil: nothing was
 	err    error            // why it ended; nil: it has not
-	done   chan struct{}    // closed when it has
+	done   chan struct{}    // closed when it has; nil: nobody has asked yet
 	detach func() bool      // from the context
 	until  time.Time        // zero: no end
 	timer  *time.Timer      // of Extend; nil: the context's deadline holds
@@ -64,43 +65,53 @@ type Reservation struct {
 // A failure is an [*net.OpError] with an [*Error] of the first address, and errors.ErrUnsupported where package net cannot take
 // over a socket (Windows).
 func (c *Config) Reserve(ctx context.Context, network string, addresses ...string) (*Reservation, error) {
-	return c.reserve(ctx, network, addresses, false, 0)
-}
-
-// reserve is Reserve, of addresses that may be one choice (see binder.unite). Lock and record are written so much later, if there
-// is still a reservation to record by then.
-func (c *Config) reserve(ctx context.Context, network string, addresses []string, united bool, recordAfter time.Duration) (*Reservation, error) {
 	b, err := newBinder(ctx, c, network, addresses)
 	if err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: network, Err: err}
 	}
-	if united {
-		b.unite()
+	b.records = openRecords(c.StateDir)
+	return c.reserve(ctx, network, b, 0)
+}
+
+// openRecords is the state directory, nil where it cannot be used.
+func openRecords(path string) *registry.Dir {
+	records, err := registry.Open(path)
+	if err != nil {
+		return nil // the error comes up again where the record is to be written, and is logged there
 	}
-	r := &Reservation{config: c, since: time.Now(), done: make(chan struct{})}
+	return records
+}
+
+// reserve is Reserve, with what the binder finds. Lock and record are written so much later, if there is still a reservation to
+// record by then.
+func (c *Config) reserve(ctx context.Context, network string, b *binder, recordAfter time.Duration) (*Reservation, error) {
+	r := &Reservation{config: c, since: time.Now()}
 	a := &r.from
 	*a = attempt[parts]{config: c, op: "reserve", network: network, requested: b.requested, take: b.take(ctx), bind: b.bind, addrOf: parts.addr}
 	if c.OnEvent != nil {
 		a.asked = r.since
 	}
 	a.start()
-	b.log, b.records = a.log, b.openRecords()
+	b.log = a.log
+	var err error
 	r.parts, a.from, err = a.obtain(ctx)
 	if err != nil {
 		a.emit(Event{Kind: Failed, Err: err})
 		return nil, err
 	}
 	a.records = b.records
-	a.origin.Address, a.origin.History = r.parts.addr().String(), a.history
+	a.origin.History = a.history
 	r.until, _ = ctx.Deadline()
 	if recordAfter == 0 {
 		r.recordAll(ctx, c)
 	}
-	a.emit(Event{Kind: Reserved, Address: a.origin.Address, Origin: a.origin})
+	r.emit(Event{Kind: Reserved})
 	r.report(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.detach = context.AfterFunc(ctx, func() { r.contextEnded(ctx.Err(), context.Cause(ctx)) })
+	if ctx.Done() != nil {
+		r.detach = context.AfterFunc(ctx, func() { r.contextEnded(ctx.Err(), context.Cause(ctx)) })
+	}
 	if recordAfter > 0 {
 		r.late = time.AfterFunc(recordAfter, func() {
 			r.mu.Lock()
@@ -155,12 +166,16 @@ func (r *Reservation) newRecord(p *part) registry.Record {
 }
 
 func (r *Reservation) report(ctx context.Context) {
-	a := &r.from
+	a := r.from
 	if a.origin.Kind == Fallback {
+		a.origin = r.Origin()
 		a.report(ctx)
 		return
 	}
-	a.log.LogAttrs(ctx, slog.LevelInfo, "reserved "+a.origin.Address, slog.String("network", a.network), slog.String("requested", a.requested),
+	if !a.log.Enabled(ctx, slog.LevelInfo) {
+		return // no text is made for nobody
+	}
+	a.log.LogAttrs(ctx, slog.LevelInfo, "reserved "+r.parts.addr().String(), slog.String("network", a.network), slog.String("requested", a.requested),
 		slog.String("name", r.config.Name))
 }
 
@@ -177,7 +192,21 @@ func (r *Reservation) Addrs() []net.Addr {
 }
 
 // Origin tells how the address was obtained.
-func (r *Reservation) Origin() Origin { return r.from.origin }
+func (r *Reservation) Origin() Origin {
+	o := r.from.origin
+	o.Address = r.parts.addr().String() // only here, since few ask for it
+	return o
+}
+
+// emit completes an event and hands it out.
+func (r *Reservation) emit(e Event) {
+	if r.config.OnEvent == nil {
+		return
+	}
+	e.Origin = r.Origin()
+	e.Address = e.Origin.Address
+	r.from.emit(e)
+}
 
 // Listen accepts on the address from now on. It keeps the socket, so there is no instant at which somebody else could take
 // it, and a client is refused before and accepted after. Where several TCP addresses are reserved, it is the first that is
@@ -341,17 +370,20 @@ func (r *Reservation) end(cause error, still func() bool) error {
 	for _, lock := range r.locks {
 		errs = append(errs, lock.Release())
 	}
+	if r.mark != nil {
+		errs = append(errs, r.mark.Remove())
+	}
 	errs = append(errs, r.finishLocked(cause))
 	r.mu.Unlock()
 	err := errors.Join(errs...)
-	r.from.emit(Event{Kind: Released, Address: r.from.origin.Address, Origin: r.from.origin, Elapsed: time.Since(r.since), Err: err})
+	r.emit(Event{Kind: Released, Elapsed: time.Since(r.since), Err: err})
 	return err
 }
 
 // finishLocked notes that nothing is reserved any more.
 func (r *Reservation) finishLocked(cause error) error {
 	r.err = cause
-	if r.detach != nil { // it is nil where the context has ended before Reserve returned
+	if r.detach != nil { // the context may never end, or may have before Reserve returned
 		r.detach()
 	}
 	for _, timer := range []*time.Timer{r.timer, r.late} {
@@ -365,7 +397,9 @@ func (r *Reservation) finishLocked(cause error) error {
 			errs = append(errs, p.passed.Close())
 		}
 	}
-	close(r.done)
+	if r.done != nil {
+		close(r.done)
+	}
 	return errors.Join(errs...)
 }
 
@@ -382,7 +416,21 @@ func (r *Reservation) endedLocked(op string) error {
 }
 
 // Done is closed when the reservation has ended.
-func (r *Reservation) Done() <-chan struct{} { return r.done }
+func (r *Reservation) Done() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.doneLocked()
+}
+
+func (r *Reservation) doneLocked() <-chan struct{} {
+	if r.done == nil {
+		r.done = make(chan struct{})
+		if r.err != nil {
+			close(r.done)
+		}
+	}
+	return r.done
+}
 
 // Err tells why the reservation has ended, nil as long as it has not: [net.ErrClosed] for Close, Listen, and a Release whose
 // port was taken; else the cause of the context, or [context.DeadlineExceeded] for an end of its time.

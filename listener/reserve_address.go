@@ -74,14 +74,21 @@ func parseOffer(ctx context.Context, network, address string) (offer, error) {
 			return offer{}, fmt.Errorf("address %s: %w", address, err)
 		}
 	}
-	o.fixed = len(o.ports) == 1 && o.ports[0].First == o.ports[0].Last && o.ports[0].First != 0
+	o.fixed = isFixed(o.ports)
 	return o, nil
+}
+
+func isFixed(ports []strategy.Range) bool {
+	return len(ports) == 1 && ports[0].First == ports[0].Last && ports[0].First != 0
 }
 
 func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
 
-// portText is the ports in one notation, whatever their order: pools turn ranges around.
+// portText is the ports in one notation, whatever their order.
 func (o offer) portText() string {
+	if len(o.ports) == 1 {
+		return rangesText(o.ports)
+	}
 	ports := slices.Clone(o.ports)
 	slices.SortFunc(ports, func(a, b strategy.Range) int { return int(a.First) - int(b.First) })
 	var texts []string
@@ -170,15 +177,14 @@ func resolveHost(ctx context.Context, network, host string) ([]netip.Addr, error
 }
 
 // addr is an address of the place, for an error.
-func (p place) addr(port uint16) net.Addr {
-	var ip net.IP
-	if p.ip.IsValid() {
-		ip = p.ip.AsSlice()
+func (p place) addr(port uint16) net.Addr { return addrOf(p.kind.Network, p.ip, port) }
+
+// addrOf is an address as package net has it. An invalid IP is none.
+func addrOf(network string, ip netip.Addr, port uint16) net.Addr {
+	if network == "udp" {
+		return &net.UDPAddr{IP: ip.AsSlice(), Port: int(port), Zone: ip.Zone()}
 	}
-	if p.kind.Network == "udp" {
-		return &net.UDPAddr{IP: ip, Port: int(port), Zone: p.ip.Zone()}
-	}
-	return &net.TCPAddr{IP: ip, Port: int(port), Zone: p.ip.Zone()}
+	return &net.TCPAddr{IP: ip.AsSlice(), Port: int(port), Zone: ip.Zone()}
 }
 
 // bindable is what is given to bind(2): an IPv6 wildcard covers IPv4 too.

@@ -143,28 +143,6 @@ func newBinder(ctx context.Context, c *Config, network string, addresses []strin
 	return b, nil
 }
 
-// unite has all offers asked of a Source, and handed on, by the words of the last. The others are some of its ports, which come
-// first for a reason that the next version of the program need not know.
-func (b *binder) unite() {
-	last := b.offers[len(b.offers)-1]
-	for i := range b.offers {
-		o := &b.offers[i]
-		o.fixed = last.fixed
-		for j := range o.places {
-			o.places[j].address = last.places[j].address
-		}
-	}
-}
-
-// openRecords is the state directory, nil where it cannot be used.
-func (b *binder) openRecords() *registry.Dir {
-	records, err := registry.Open(b.config.StateDir)
-	if err != nil {
-		return nil // the error comes up again where the record is to be written, and is logged there
-	}
-	return records
-}
-
 // take asks a source for what the program before had, offer by offer.
 func (b *binder) take(ctx context.Context) func(source Source, name, network, address string) (parts, error) {
 	return func(source Source, name, _, _ string) (parts, error) {
@@ -257,15 +235,15 @@ func (b *binder) bindOffer(ctx context.Context, o *offer) (parts, error) {
 					if err := ctx.Err(); err != nil {
 						return nil, err
 					}
-					ps, err := t.port(ctx, uint16(port), remains)
-					if err == nil {
+					ps, f := t.port(ctx, uint16(port), remains)
+					if f.cause == nil {
 						return ps, nil
 					}
 					if first == nil {
-						first = err
+						first = f.error()
 					}
-					if !isInUse(err) && !errors.Is(err, fs.ErrPermission) {
-						return nil, err
+					if !isInUse(f.cause) && !errors.Is(f.cause, fs.ErrPermission) {
+						return nil, f.error()
 					}
 				}
 			}
@@ -293,11 +271,22 @@ func (t *trial) close() {
 	}
 }
 
+// A failure is why a port cannot be had. Of those who try many, nobody wants to know more than that the port is taken.
+type failure struct {
+	place *place
+	port  uint16
+	cause error // nil: it can be had
+}
+
+func (f failure) error() error {
+	return &net.OpError{Op: "reserve", Net: f.place.network, Addr: f.place.addr(f.port), Err: f.cause}
+}
+
 // port takes the port in every place, or none.
-func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, err error) {
+func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f failure) {
 	var taken parts
 	defer func() {
-		if err != nil {
+		if f.cause != nil {
 			_ = taken.Close() // the failure is what counts
 		}
 	}()
@@ -305,7 +294,7 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, e
 		p := &t.offer.places[i]
 		if remains || p.kind.Network == "udp" { // the bind would look to whoever keeps the port as if it were taken for good
 			if kept := keptBy(t.records, p.network, p.addr(port)); kept != nil {
-				return nil, p.kept(port, kept)
+				return nil, failure{p, port, os.NewSyscallError("bind", kept)}
 			}
 		}
 		s, addr, err := t.bindPlace(ctx, i, port, remains)
@@ -314,17 +303,17 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, e
 				t.log.LogAttrs(ctx, slog.LevelInfo, "this machine does not have "+p.ip.String()+", so nobody can take it", slog.String("network", p.network))
 				continue
 			}
-			return nil, &net.OpError{Op: "reserve", Net: p.network, Addr: p.addr(port), Err: err}
+			return nil, failure{p, port, err}
 		}
 		t.sockets[i] = nil
 		port = addr.Port() // where it was 0
-		bound := &part{network: p.network, address: p.address, addr: addrOf(p.kind.Network, addr), socket: s}
+		bound := &part{network: p.network, address: p.address, addr: addrOf(p.kind.Network, addr.Addr(), port), socket: s}
 		taken = append(taken, bound)
 		if kept := keptBy(t.records, p.network, bound.addr); kept != nil {
-			return nil, p.kept(port, kept)
+			return nil, failure{p, port, os.NewSyscallError("bind", kept)}
 		}
 	}
-	return taken, nil
+	return taken, failure{}
 }
 
 // isAbsent tells whether an error says that the machine does not have the address or its family.
@@ -400,14 +389,6 @@ func (t *trial) open(p *place, k bound.Kind, port uint16) (*bound.Socket, error)
 	return s, nil
 }
 
-// addrOf is the address of a socket as package net has it.
-func addrOf(network string, addr netip.AddrPort) net.Addr {
-	if network == "udp" {
-		return net.UDPAddrFromAddrPort(addr)
-	}
-	return net.TCPAddrFromAddrPort(addr)
-}
-
 // A keptError says that nobody has the port, and who keeps it for a program that is about to bind it.
 type keptError struct{ record registry.Record }
 
@@ -425,6 +406,9 @@ func (*keptError) Is(target error) bool { return target == syscall.EADDRINUSE }
 // keptBy tells whether a cooperating process has released the address for another that is about to bind it. An address that
 // covers this one, or that it covers, counts too, as far as they are the usual ones. Nil means that it is free.
 func keptBy(records *registry.Dir, network string, addr net.Addr) error {
+	if !records.AnyReleased() {
+		return nil
+	}
 	target, ok := sockets.TargetOf(network, addr)
 	if !ok {
 		return nil
@@ -433,7 +417,7 @@ func keptBy(records *registry.Dir, network string, addr net.Addr) error {
 }
 
 func keptAt(records *registry.Dir, target sockets.Target) error {
-	if records == nil || target.Path != "" {
+	if target.Path != "" {
 		return nil
 	}
 	own := target.Addr.Addr()
@@ -454,11 +438,6 @@ func keptAt(records *registry.Dir, target sockets.Target) error {
 		}
 	}
 	return nil
-}
-
-// kept is the error of a port that is kept.
-func (p place) kept(port uint16, err error) error {
-	return &net.OpError{Op: "reserve", Net: p.network, Addr: p.addr(port), Err: os.NewSyscallError("bind", err)}
 }
 
 // isReleased tells whether a record is of a port that is released and kept. The lock says so, and no clock: it is its owner

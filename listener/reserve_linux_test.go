@@ -508,7 +508,10 @@ func TestReleaseIsNotEndedByThoseWhoKeepOff(t *testing.T) {
 func TestReleaseWhateverTheClockSays(t *testing.T) {
 	cfg := &listener.Config{StateDir: t.TempDir()}
 	setUntil := func(until time.Time) (address string) {
-		path := filepath.Join(cfg.StateDir, filesIn(t, cfg.StateDir)[0])
+		paths, err := filepath.Glob(filepath.Join(cfg.StateDir, "*.lock"))
+		require.NoError(t, err)
+		require.Len(t, paths, 1)
+		path := paths[0]
 		text, err := os.ReadFile(path)
 		require.NoError(t, err)
 		var rec registry.Record

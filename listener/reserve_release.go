@@ -45,9 +45,7 @@ func (r *Reservation) Release(ctx context.Context, grace time.Duration) error {
 			targets = append(targets, target)
 		}
 		if p.lock != nil { // before the port is free
-			rec := r.newRecord(p)
-			rec.State, rec.Until, rec.Inode = registry.Released, until, 0
-			if err := p.lock.Write(rec); err != nil {
+			if err := r.keepOffLocked(p, until); err != nil {
 				r.from.warn(ctx, "nobody is told to keep off a port that was released", err)
 			}
 			r.locks = append(r.locks, p.lock)
@@ -59,15 +57,29 @@ func (r *Reservation) Release(ctx context.Context, grace time.Duration) error {
 		return r.endedLocked("release")
 	}
 	r.extendLocked(until)
-	r.grace.Go(func() { r.awaitUse(ctx, targets) })
+	done := r.doneLocked()
+	r.grace.Go(func() { r.awaitUse(ctx, targets, done) })
 	return errors.Join(errs...)
 }
 
+// keepOffLocked writes for all to read that the address is kept.
+func (r *Reservation) keepOffLocked(p *part, until time.Time) error {
+	if r.mark == nil {
+		var err error
+		if r.mark, err = r.from.records.MarkReleased(); err != nil {
+			return err
+		}
+	}
+	rec := r.newRecord(p)
+	rec.State, rec.Until, rec.Inode = registry.Released, until, 0
+	return p.lock.Write(rec)
+}
+
 // awaitUse ends the reservation when somebody has one of the addresses, or with the context.
-func (r *Reservation) awaitUse(ctx context.Context, targets []sockets.Target) {
+func (r *Reservation) awaitUse(ctx context.Context, targets []sockets.Target, done <-chan struct{}) {
 	for pause := firstLook; ; pause = min(2*pause, latestLook) {
 		select {
-		case <-r.done:
+		case <-done:
 			return
 		case <-ctx.Done():
 			_ = r.end(context.Cause(ctx), nil)

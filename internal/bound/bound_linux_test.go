@@ -178,11 +178,14 @@ func TestAddresses(t *testing.T) {
 
 // Both families at one port, where the IPv6 socket leaves IPv4 alone.
 func TestV6Only(t *testing.T) {
-	_, addr := bind(t, Kind{Network: "tcp", V6: true, V6Only: true}, netip.AddrPort{})
 	v4 := newSocket(t, Kind{Network: "tcp"})
-	require.NoError(t, v4.Bind(netip.AddrPortFrom(netip.Addr{}, addr.Port())))
+	require.Eventually(t, func() bool { // IPv4 may be in use at the port that the kernel chose for IPv6
+		s, addr := bind(t, Kind{Network: "tcp", V6: true, V6Only: true}, netip.AddrPort{})
+		defer s.Close()
+		return v4.Bind(netip.AddrPortFrom(netip.Addr{}, addr.Port())) == nil
+	}, 10*time.Second, time.Millisecond)
 
-	_, addr = bind(t, Kind{Network: "tcp", V6: true}, netip.AddrPort{})
+	_, addr := bind(t, Kind{Network: "tcp", V6: true}, netip.AddrPort{})
 	v4 = newSocket(t, Kind{Network: "tcp"})
 	require.ErrorIs(t, v4.Bind(netip.AddrPortFrom(netip.Addr{}, addr.Port())), unix.EADDRINUSE)
 }

@@ -179,6 +179,9 @@ func Open(path string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
+	if isTrusted(path) {
+		return &Dir{path}, nil
+	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -445,26 +448,6 @@ func (d *Dir) read(name string) (Entry, error) {
 		entry.Err = fmt.Errorf("%s: %w", entry.Path, err)
 	}
 	return entry, nil
-}
-
-// Recorded lists the network's ports that have a file, without a look into it. A directory that cannot be read has none.
-func (d *Dir) Recorded(network string, first, last uint16) map[uint16]bool {
-	if d == nil {
-		return nil
-	}
-	dir, err := os.Open(d.path)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = dir.Close() }() // it was only read
-	names, _ := dir.Readdirnames(-1)   // those before an error
-	ports := map[uint16]bool{}
-	for _, name := range names {
-		if kind, port := parseFileName(name); kind == Kind(network) && first <= port && port <= last && filepath.Ext(name) == extension {
-			ports[port] = true
-		}
-	}
-	return ports
 }
 
 // Entries reads the records of the network's ports, in the order of their file names; with "", those of every network,
