@@ -22,7 +22,7 @@ import (
 )
 
 // raceExperiment is a mass start: many processes want a port of one range at the same instant. What counts is the time
-// until the last of them has one.
+// until the last of them has one, from that instant or from the start of the first process.
 var raceExperiment = experiment{name: "Race", title: "Many processes, one range, one instant", prepare: func(l *lab) ([]row, error) {
 	first, err := l.portRow(l.ports, 0)
 	if err != nil {
@@ -32,15 +32,18 @@ var raceExperiment = experiment{name: "Race", title: "Many processes, one range,
 	if err != nil {
 		return nil, err
 	}
-	by := func(name, by string, warm bool) contestant {
+	run := func(name string, r role) contestant {
+		r.Do, r.StateDir, r.First, r.Last = doRace, dir, first, first+l.ports-1
 		return contestant{name, func() (outcome, error) {
-			o, err := race(l.racers, role{Do: doRace, By: by, Warm: warm, StateDir: dir, First: first, Last: first + l.ports - 1})
-			if err == nil && o.failed > 0 && by != byFind && by != byFreeport {
+			o, err := race(l.racers, r)
+			if err == nil && o.failed > 0 && r.By != byFind && r.By != byFreeport {
 				err = fmt.Errorf("%d of %d processes have no port", o.failed, l.racers)
 			}
 			return o, err
 		}}
 	}
+	by := func(name, by string, warm bool) contestant { return run(name, role{By: by, Warm: warm}) }
+	start := func(name, by string) contestant { return run(name, role{By: by, AtOnce: true}) }
 	text := fmt.Sprintf("%d processes, %d ports", l.racers, l.ports)
 	name := fmt.Sprintf("processes=%d/ports=%d", l.racers, l.ports)
 	peers := func(warm bool) []contestant {
@@ -57,6 +60,11 @@ var raceExperiment = experiment{name: "Race", title: "Many processes, one range,
 		return row{name: name, text: text, goal: goal, ours: by("berth", bySpread, warm), bare: by("net", "", warm), peers: peers(warm)}
 	}
 	return []row{
+		{
+			name: name + "/lease=start", text: text + ", from the start of the first process to the last `Pool.Lease`", goal: beyondBare(10 * ms),
+			ours: start("berth-pool", byPool), bare: start("start alone", byNothing),
+			peers: []contestant{start("net-random-start", byRandom), start("find-then-listen", byFind), start("net-in-order", ""), start("consul-freeport", byFreeport)},
+		},
 		pool(name+"/lease=cold", text+", `Pool.Lease`", false),
 		pool(name+"/lease=warm", text+", `Pool.Lease`, and each has leased or listened before", true),
 		spread(name+"/start=random", text+", `Fallback` with `Spread`", false, atMost(10*ms)),
@@ -87,8 +95,10 @@ func (r role) race() error {
 			return err
 		}
 	}
-	fmt.Println(racerReady)
-	awaitEnd(goDescriptor)
+	if !r.AtOnce {
+		fmt.Println(racerReady)
+		awaitEnd(goDescriptor)
+	}
 	ln, err := r.takeOne()
 	at, clockErr := now()
 	if clockErr != nil {
@@ -146,6 +156,8 @@ func (r role) takeOne() (had, error) {
 		return pool.Lease(context.Background(), "racer")
 	case byBind:
 		return r.bindOne()
+	case byNothing:
+		return nothing{}, nil
 	case byFreeport:
 		return takeFreeport()
 	case byFind:
@@ -192,6 +204,12 @@ type descriptor struct{ fd, port int }
 
 func (d descriptor) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: d.port} }
 func (d descriptor) Close() error   { return unix.Close(d.fd) }
+
+// nothing is what a process has that only starts. In place of a port it shows its pid, which no two have either.
+type nothing struct{}
+
+func (nothing) Addr() net.Addr { return &net.TCPAddr{Port: os.Getpid()} }
+func (nothing) Close() error   { return nil }
 
 // takeFreeport takes a port that consul's freeport says is free, and listens on it. Its ports are others: a process has a
 // block of 1500 to itself, of which there are fifteen below what the system gives to clients. Who finds none left panics.
@@ -248,6 +266,10 @@ func race(n int, r role) (o outcome, err error) {
 	defer output.Close()
 	defer outputWrite.Close()
 
+	begin, err := now()
+	if err != nil {
+		return o, err
+	}
 	for range n {
 		cmd, err := command("", r)
 		if err != nil {
@@ -264,16 +286,16 @@ func race(n int, r role) (o outcome, err error) {
 	// Nothing but the children keeps it open: when they are gone, reading ends.
 	_ = outputWrite.Close()
 	lines := bufio.NewReader(output)
-	for range n {
-		if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != racerReady {
-			return o, errors.Join(fmt.Errorf("a racer is not ready: %q", line), err)
+	if !r.AtOnce {
+		for range n {
+			if line, err := lines.ReadString('\n'); err != nil || strings.TrimSpace(line) != racerReady {
+				return o, errors.Join(fmt.Errorf("a racer is not ready: %q", line), err)
+			}
 		}
-	}
-
-	time.Sleep(20 * time.Millisecond) // the last ones reach their system call
-	begin, err := now()
-	if err != nil {
-		return o, err
+		time.Sleep(20 * time.Millisecond) // the last ones reach their system call
+		if begin, err = now(); err != nil {
+			return o, err
+		}
 	}
 	_ = goWrite.Close()
 	// Their lines are short enough to wait in the pipe; whoever read them now would take a processor from the racers.

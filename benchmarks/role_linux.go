@@ -32,6 +32,7 @@ type role struct {
 	All      bool // doAsk: every holder
 	PID      int  // doReclaim: the holder, for who has to know it
 	Warm     bool // doRace: the first listener of the process is behind it
+	AtOnce   bool // doRace: it does not wait for the others
 	First    int  // doRace: the range
 	Last     int
 	Socket   string // doServe: a path; then it listens in TLS too
@@ -53,6 +54,7 @@ const (
 	bySpread    = "berth-spread"
 	byPool      = "berth-pool"
 	byBind      = "bind"
+	byNothing   = "nothing"
 	byFreeport  = "consul-freeport"
 	byFuser     = "fuser"
 	byRandom    = "net-random"

@@ -76,7 +76,8 @@ type joining struct {
 	fleet   *Fleet
 	name    string
 	lineage lineage       // nil: none
-	slots   *registry.Dir // nil: cannot be used
+	state   *registry.Dir // nil: cannot be used
+	slots   *registry.Dir // in it; nil: cannot be used
 	key     string        // of the fleet, in the state directory
 }
 

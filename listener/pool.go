@@ -78,8 +78,8 @@ const (
 	retryBlind = 50 * time.Millisecond
 	// recordAfter is when a lease is recorded, unless it is a listener by then, which is. In a process that has just started
 	// this takes ten times as long as all the rest, and where many start at one instant the last of them would wait for the
-	// records of all others. The port needs no record to be safe.
-	recordAfter = 100 * time.Millisecond
+	// records of all others: two hundred take some hundred milliseconds to start. The port needs no record to be safe.
+	recordAfter = 500 * time.Millisecond
 )
 
 // Lease reserves a port of the pool for the service of that name. When the context ends before Listen or Close, so does the
@@ -119,7 +119,9 @@ type leasing struct {
 	ports  []strategy.Range
 	names  []string
 	log    *slog.Logger
-	state  *registry.Dir // nil: cannot be used
+	place  registry.Place // of state
+	opened bool
+	state  *registry.Dir // nil: cannot be used, or not opened
 
 	recordAfter time.Duration
 }
@@ -130,6 +132,7 @@ func (p *Pool) newLeasing(ctx context.Context, names []string) (_ *leasing, err 
 	if len(names) == 1 && names[0] != "" {
 		l.config.Name = names[0]
 	}
+	l.place, _ = registry.Locate(p.Config.StateDir) // the error comes up again in dir
 	if l.ports, err = p.ports(); err == nil {
 		l.parts, err = parseNetworks(p.network())
 	}
@@ -214,10 +217,6 @@ func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, l.failure(nil, err)
 	}
-	var err error
-	if l.state, err = registry.Open(l.config.StateDir); err != nil {
-		l.log.LogAttrs(ctx, slog.LevelWarn, "no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
-	}
 	full := error(os.NewSyscallError("bind", syscall.EADDRINUSE)) // others are first until there is a failure
 	if !l.othersWait() {
 		leases, err := l.try(ctx)
@@ -241,14 +240,26 @@ func (p *Pool) line(state *registry.Dir) string {
 	return filepath.Join(state.PathOf(queues), p.key())
 }
 
+// dir is the state directory; nil where it cannot be used.
+func (l *leasing) dir() *registry.Dir {
+	if !l.opened {
+		l.opened = true
+		var err error
+		if l.state, err = registry.Open(l.config.StateDir); err != nil {
+			l.log.Warn("no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
+		}
+	}
+	return l.state
+}
+
 func (l *leasing) othersWait() bool {
-	return l.state != nil && registry.MayExist(l.state.PathOf(queues)) && queue.Length(l.pool.line(l.state)) > 0
+	return l.place.May(queues) && l.dir() != nil && queue.Length(l.pool.line(l.dir())) > 0
 }
 
 // leave gives up a place in the queue.
 func (l *leasing) leave(place *queue.Place) {
 	place.Leave()
-	_ = os.Remove(l.state.PathOf(queues)) // it fails as long as there are others
+	_ = os.Remove(l.dir().PathOf(queues)) // it fails as long as there are others
 }
 
 // wait waits in turn. full is the last failure.
@@ -256,8 +267,8 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 	l.recordAfter = 0 // whoever waits next sees the end of a lease by that of its lock
 	var place *queue.Place
 	var err error
-	if l.state != nil {
-		if place, err = queue.Join(l.pool.line(l.state)); err != nil {
+	if l.dir() != nil {
+		if place, err = queue.Join(l.pool.line(l.dir())); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "no queue for this pool, so those who wait are served in no order", slog.Any("error", err))
 		} else {
 			defer l.leave(place)
@@ -276,7 +287,7 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 		if !first && (place == nil || place.First()) {
 			first = true
 			if place != nil {
-				_ = place.Watch(l.state.Path()) // where leases end; without, there are the pauses
+				_ = place.Watch(l.place.Path()) // where leases end; without, there are the pauses
 			}
 		}
 		if first {
@@ -343,7 +354,7 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 	order := rotate(l.ports, rand.N(count(l.ports)))
 	// Whatever the order, a Source is asked for all of the ports, and they are handed on so: the next version of the program need
 	// not know why one of them came first.
-	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), records: l.state, offers: make([]offer, 0, 2)}
+	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), state: l.place, offers: make([]offer, 0, 2)}
 	add := func(ports []strategy.Range) {
 		o := l.offer
 		o.ports = ports
@@ -352,9 +363,9 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 	var memory sticky.Memory
 	var remembered string
 	if l.pool.Sticky {
-		if l.state != nil {
+		if l.dir() != nil {
 			remembered = l.pool.key() + ".ports"
-			memory = sticky.Read(l.state, remembered)
+			memory = sticky.Read(l.dir(), remembered)
 		}
 		order = preferred(l.ports, memory, config.Name)
 		if e, ok := memory.Of(config.Name); ok && order[0] == single(e.Number) {
@@ -367,8 +378,8 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 	if err != nil {
 		return nil, err
 	}
-	if l.pool.Sticky && l.state != nil {
-		if err := sticky.Remember(l.state, remembered, memory, config.Name, portOf(lease.Addr())); err != nil {
+	if l.pool.Sticky && l.dir() != nil {
+		if err := sticky.Remember(l.dir(), remembered, memory, config.Name, portOf(lease.Addr())); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "the port is not remembered", slog.String("name", config.Name), slog.Any("error", err))
 		}
 	}

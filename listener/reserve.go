@@ -69,17 +69,8 @@ func (c *Config) Reserve(ctx context.Context, network string, addresses ...strin
 	if err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: network, Err: err}
 	}
-	b.records = openRecords(c.StateDir)
+	b.state, _ = registry.Locate(c.StateDir) // the error comes up again where the record is to be written, and is logged there
 	return c.reserve(ctx, network, b, 0)
-}
-
-// openRecords is the state directory, nil where it cannot be used.
-func openRecords(path string) *registry.Dir {
-	records, err := registry.Open(path)
-	if err != nil {
-		return nil // the error comes up again where the record is to be written, and is logged there
-	}
-	return records
 }
 
 // reserve is Reserve, with what the binder finds. Lock and record are written so much later, if there is still a reservation to
@@ -99,7 +90,7 @@ func (c *Config) reserve(ctx context.Context, network string, b *binder, recordA
 		a.emit(Event{Kind: Failed, Err: err})
 		return nil, err
 	}
-	a.records = b.records
+	a.state = b.state
 	a.origin.History = a.history
 	r.until, _ = ctx.Deadline()
 	if recordAfter == 0 {
@@ -144,8 +135,9 @@ func (r *Reservation) recordAll(ctx context.Context, config *Config) {
 
 // record takes the lock of a part and writes that it is reserved.
 func (r *Reservation) record(ctx context.Context, config *Config, p *part) {
-	a := attempt[parts]{config: config, network: p.network, requested: p.address, log: r.from.log, records: r.from.records, asked: r.from.asked}
+	a := attempt[parts]{config: config, network: p.network, requested: p.address, log: r.from.log, records: r.from.records, asked: r.from.asked, state: r.from.state}
 	_, err := a.takeLock(ctx, p.addr.String())
+	r.from.records = a.records
 	if err == nil {
 		p.lock = a.lock
 		if err = p.lock.Write(r.newRecord(p)); err != nil {
@@ -314,7 +306,7 @@ func (r *Reservation) choose(most int, fits func(*part) bool) (parts, error) {
 // possess makes what a Config gives of a part: serve has the socket, and what was reserved outside of it goes along.
 func possess[S io.Closer](r *Reservation, a *attempt[S], p *part, serve func(*part) (S, error)) (S, hold, error) {
 	a.start()
-	a.from, a.history, a.origin, a.records, a.lock = r.from.from, r.from.history, r.from.origin, r.from.records, p.lock
+	a.from, a.history, a.origin, a.state, a.lock = r.from.from, r.from.history, r.from.origin, r.from.state, p.lock
 	if r.config.OnEvent != nil {
 		a.asked = time.Now()
 	}

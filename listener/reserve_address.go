@@ -166,7 +166,12 @@ func resolveHost(ctx context.Context, network, host string) ([]netip.Addr, error
 		}
 		slices.SortStableFunc(ips, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() }) // IPv4 first, as package net
 	}
-	fits := slices.DeleteFunc(slices.Clone(ips), func(ip netip.Addr) bool { return ip.Is4() && !v4 || ip.Is6() && !v6 })
+	fits := make([]netip.Addr, 0, len(ips))
+	for _, ip := range ips {
+		if ip.Is4() && v4 || ip.Is6() && v6 {
+			fits = append(fits, ip)
+		}
+	}
 	if len(fits) == 0 {
 		return nil, &net.AddrError{Err: "no suitable address found", Addr: host}
 	}

@@ -117,8 +117,8 @@ type binder struct {
 	requested string   // the first address
 	offers    []offer  // of all
 
-	log     *slog.Logger
-	records *registry.Dir // nil: none
+	log   *slog.Logger
+	state registry.Place
 }
 
 func newBinder(ctx context.Context, c *Config, network string, addresses []string) (*binder, error) {
@@ -293,7 +293,7 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f
 	for i := range t.offer.places {
 		p := &t.offer.places[i]
 		if remains || p.kind.Network == "udp" { // the bind would look to whoever keeps the port as if it were taken for good
-			if kept := keptBy(t.records, p.network, p.addr(port)); kept != nil {
+			if kept := keptBy(t.state, p.network, p.addr(port)); kept != nil {
 				return nil, failure{p, port, os.NewSyscallError("bind", kept)}
 			}
 		}
@@ -309,7 +309,7 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f
 		port = addr.Port() // where it was 0
 		bound := &part{network: p.network, address: p.address, addr: addrOf(p.kind.Network, addr.Addr(), port), socket: s}
 		taken = append(taken, bound)
-		if kept := keptBy(t.records, p.network, bound.addr); kept != nil {
+		if kept := keptBy(t.state, p.network, bound.addr); kept != nil {
 			return nil, failure{p, port, os.NewSyscallError("bind", kept)}
 		}
 	}
@@ -405,8 +405,9 @@ func (*keptError) Is(target error) bool { return target == syscall.EADDRINUSE }
 
 // keptBy tells whether a cooperating process has released the address for another that is about to bind it. An address that
 // covers this one, or that it covers, counts too, as far as they are the usual ones. Nil means that it is free.
-func keptBy(records *registry.Dir, network string, addr net.Addr) error {
-	if !records.AnyReleased() {
+func keptBy(state registry.Place, network string, addr net.Addr) error {
+	records := state.Released()
+	if records == nil {
 		return nil
 	}
 	target, ok := sockets.TargetOf(network, addr)

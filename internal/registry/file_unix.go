@@ -23,9 +23,9 @@ func isTrusted(path string) bool {
 	return err == nil && stat.Mode&syscall.S_IFMT == syscall.S_IFDIR && int(stat.Uid) == os.Geteuid() && stat.Mode&0o022 == 0
 }
 
-// MayExist is false where there is no such file. It asks for no memory, unlike os.Lstat, which in a process that has just
+// mayExist is false where there is no such file. It asks for no memory, unlike os.Lstat, which in a process that has just
 // started costs more than the look.
-func MayExist(path string) bool {
+func mayExist(path string) bool {
 	var stat syscall.Stat_t
 	return syscall.Lstat(path, &stat) != syscall.ENOENT
 }

@@ -22,8 +22,8 @@ func ownedBy(fs.FileInfo, int) bool { return true }
 
 func isTrusted(string) bool { return false }
 
-// MayExist is false where there is no such file.
-func MayExist(path string) bool {
+// mayExist is false where there is no such file.
+func mayExist(path string) bool {
 	_, err := os.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist)
 }

@@ -20,13 +20,16 @@ type Mark struct {
 	lock *flock.Flock // shared
 }
 
-// AnyReleased tells whether there may be a record that is [Released].
-func (d *Dir) AnyReleased() bool {
-	if d == nil {
-		return false
+// Released is the directory, where there may be a record in it that is [Released]; else nil.
+func (p Place) Released() *Dir {
+	if !p.May(releasedMark) {
+		return nil
 	}
-	path := d.PathOf(releasedMark)
-	return MayExist(path) && !sweep(path)
+	d, err := p.Open()
+	if err != nil || sweep(d.PathOf(releasedMark)) {
+		return nil
+	}
+	return d
 }
 
 // MarkReleased is to be called before a record becomes [Released].

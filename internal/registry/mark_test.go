@@ -11,24 +11,24 @@ import (
 
 func TestMarkIsThereAsLongAsOneHasIt(t *testing.T) {
 	dir := open(t)
-	require.False(t, dir.AnyReleased())
-	require.False(t, (*Dir)(nil).AnyReleased())
+	require.Nil(t, dir.Released())
+	require.Nil(t, Place{}.Released())
 	one, err := dir.MarkReleased()
 	require.NoError(t, err)
 	two, err := dir.MarkReleased()
 	require.NoError(t, err)
-	require.True(t, dir.AnyReleased())
+	require.Equal(t, dir, dir.Released())
 	require.NoError(t, one.Remove())
-	require.True(t, dir.AnyReleased())
+	require.Equal(t, dir, dir.Released())
 	require.NoError(t, two.Remove())
-	require.False(t, dir.AnyReleased())
+	require.Nil(t, dir.Released())
 	require.NoFileExists(t, dir.PathOf(releasedMark))
 }
 
 func TestMarkOfACrash(t *testing.T) {
 	dir := open(t)
 	require.NoError(t, os.WriteFile(dir.PathOf(releasedMark), nil, 0o600))
-	require.False(t, dir.AnyReleased())
+	require.Nil(t, dir.Released())
 	require.NoFileExists(t, dir.PathOf(releasedMark))
 }
 
@@ -40,7 +40,7 @@ func TestMarksAtOnce(t *testing.T) {
 		all.Go(func() {
 			for range 200 {
 				mark, err := dir.MarkReleased()
-				if err != nil || !dir.AnyReleased() || mark.Remove() != nil {
+				if err != nil || dir.Released() == nil || mark.Remove() != nil {
 					t.Error("the mark is not seen", err)
 					return
 				}
@@ -48,7 +48,7 @@ func TestMarksAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	require.False(t, dir.AnyReleased())
+	require.Nil(t, dir.Released())
 }
 
 func TestMarkThatCannotBe(t *testing.T) {
@@ -56,5 +56,5 @@ func TestMarkThatCannotBe(t *testing.T) {
 	require.NoError(t, os.Mkdir(dir.PathOf(releasedMark), 0o700))
 	_, err := dir.MarkReleased()
 	require.ErrorContains(t, err, filepath.Join(dir.Path(), releasedMark))
-	require.True(t, dir.AnyReleased(), "nobody knows, so records are read")
+	require.Equal(t, dir, dir.Released(), "nobody knows, so records are read")
 }

@@ -146,8 +146,12 @@ func Kind(network string) string {
 	return strings.TrimRight(network, "46")
 }
 
+// A Place is where a state directory may be. Nobody has looked yet whether it is safe to use, so it answers only what does not
+// need to be believed: whether a closer look is worth it. In the zero Place there is nothing.
+type Place struct{ path string }
+
 // A Dir is a state directory that was found safe to use.
-type Dir struct{ path string }
+type Dir struct{ Place }
 
 // Default is the state directory of this user: berth below $XDG_RUNTIME_DIR, for root below /run, else berth-<uid> in
 // the directory for temporary files. A runtime directory that belongs to somebody else, as after `su`, does not count.
@@ -169,18 +173,33 @@ func Default() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("berth-%d", uid))
 }
 
-// Open makes the directory where it is missing (0700) and checks that it can be trusted: a directory, no symbolic link,
-// of this user, and not writable for others. An empty path means [Default].
-func Open(path string) (*Dir, error) {
+// Locate makes a path a place, wherever the working directory is later. An empty path means [Default].
+func Locate(path string) (Place, error) {
 	if path == "" {
 		path = Default()
 	}
-	path, err := filepath.Abs(path) // the working directory may be another at Close
+	path, err := filepath.Abs(path)
 	if err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+		return Place{}, fmt.Errorf("state directory: %w", err)
 	}
+	return Place{path}, nil
+}
+
+// Open is [Place.Open] for a path.
+func Open(path string) (*Dir, error) {
+	place, err := Locate(path)
+	if err != nil {
+		return nil, err
+	}
+	return place.Open()
+}
+
+// Open makes the directory where it is missing (0700) and checks that it can be trusted: a directory, no symbolic link,
+// of this user, and not writable for others.
+func (p Place) Open() (*Dir, error) {
+	path := p.path
 	if isTrusted(path) {
-		return &Dir{path}, nil
+		return &Dir{p}, nil
 	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -195,7 +214,7 @@ func Open(path string) (*Dir, error) {
 	if err := trusted(info); err != nil {
 		return nil, fmt.Errorf("state directory %s %w", path, err)
 	}
-	return &Dir{path}, nil
+	return &Dir{p}, nil
 }
 
 // Existing is Open for a reader: it makes nothing, and a missing directory is an error that is fs.ErrNotExist.
@@ -224,7 +243,12 @@ func trusted(info fs.FileInfo) error {
 }
 
 // Path is the directory's path.
-func (d *Dir) Path() string { return d.path }
+func (p Place) Path() string { return p.path }
+
+// May tells whether there may be a file of that name.
+func (p Place) May(name string) bool {
+	return p.path != "" && mayExist(p.path+string(filepath.Separator)+name)
+}
 
 // PathFor is the path of the file for an address as the kernel reports it, whether there is one or not.
 func (d *Dir) PathFor(network, address string) string {
@@ -280,7 +304,7 @@ func lockFile(path string, flag int) (*Lock, error) {
 
 // isReleased tells whether a lock is of an address that its owner keeps for somebody else.
 func isReleased(path string) bool {
-	entry, err := (&Dir{filepath.Dir(path)}).read(filepath.Base(path))
+	entry, err := (&Dir{Place{filepath.Dir(path)}}).read(filepath.Base(path))
 	return err == nil && entry.Err == nil && entry.Record.State == Released
 }
 
