@@ -88,6 +88,8 @@ type Options struct {
 	Network  string           // for System: "tcp" or "udp"; "" means "tcp"
 	Ranges   []strategy.Range // for System; nil means 3000-3010, 8000-8010 and 9000-9010
 	StateDir string           // of the records; "" means the per-user default
+
+	settle func(context.Context) // between two looks; nil: a pause. For tests
 }
 
 // Port tells who holds a port on any address of this machine. The network is "tcp", "tcp4", "tcp6", "udp", "udp4" or
@@ -123,12 +125,10 @@ func (o Options) Port(ctx context.Context, network string, port int) (Report, er
 	report := Report{Network: network, Address: ":" + strconv.Itoa(port), Port: port}
 	// Where a wildcard and a specific address coexist, the wildcard asked for conflicts with few of the sockets that
 	// have the port; here all of them count.
-	all, err := sockets.List(kind, uint16(port), uint16(port))
-	if err != nil {
-		return Report{}, fmt.Errorf("inspect %s port %d: %w", network, port, err)
-	}
-	all = slices.DeleteFunc(all, func(s sockets.Socket) bool { return !ofFamily(target, s) })
-	return o.report(ctx, report, target, all)
+	return o.report(ctx, report, target, func() ([]sockets.Socket, error) {
+		all, err := sockets.List(kind, uint16(port), uint16(port))
+		return slices.DeleteFunc(all, func(s sockets.Socket) bool { return !ofFamily(target, s) }), err
+	})
 }
 
 // ofFamily tells whether a socket serves one of the families that the target covers.
@@ -151,7 +151,7 @@ func (o Options) Address(ctx context.Context, network, address string) (Report, 
 		return Report{}, &net.AddrError{Err: "nothing to inspect", Addr: address}
 	}
 	report := Report{Network: network, Address: address, Port: int(target.Addr.Port())}
-	return o.report(ctx, report, target, nil)
+	return o.report(ctx, report, target, func() ([]sockets.Socket, error) { return nil, nil })
 }
 
 // resolve is the address that a listener would bind.
@@ -188,13 +188,42 @@ func resolve(ctx context.Context, network, address string) (net.Addr, error) {
 	return net.TCPAddrFromAddrPort(at), nil
 }
 
-// report fills in what is known of the target. Found are sockets that count, nil to look for those in the way.
-func (o Options) report(ctx context.Context, report Report, target sockets.Target, found []sockets.Socket) (Report, error) {
-	if len(found) == 0 {
-		var err error
-		if found, err = sockets.InTheWay(target); err != nil {
-			return Report{}, fmt.Errorf("inspect %s %s: %w", report.Network, report.Address, err)
-		}
+// unsettled tells whether sockets and records do not match. They are looked at one after the other, so that is also how a
+// service appears that starts or ends at this moment.
+func (r Report) unsettled() bool { return r.State == Locked || len(r.Records) > 0 }
+
+// pause gives a service that starts or ends the time to do so. It takes microseconds, if it has a processor.
+func (o Options) pause(ctx context.Context) {
+	if o.settle != nil {
+		o.settle(ctx)
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(2 * time.Millisecond):
+	}
+}
+
+// report tells what is known of the target. List gives the sockets that count; where there are none, those in the way do.
+func (o Options) report(ctx context.Context, report Report, target sockets.Target, list func() ([]sockets.Socket, error)) (Report, error) {
+	looked, err := o.look(ctx, report, target, list)
+	if err == nil && looked.unsettled() {
+		o.pause(ctx)
+		looked, err = o.look(ctx, report, target, list)
+	}
+	if err != nil {
+		return Report{}, fmt.Errorf("inspect %s %s: %w", report.Network, report.Address, err)
+	}
+	return looked, nil
+}
+
+func (o Options) look(ctx context.Context, report Report, target sockets.Target, list func() ([]sockets.Socket, error)) (Report, error) {
+	found, err := list()
+	if err == nil && len(found) == 0 {
+		found, err = sockets.InTheWay(target)
+	}
+	if err != nil {
+		return Report{}, err
 	}
 	records, _ := registry.Existing(o.StateDir) // without records nobody is tracked; that is no failure
 	search := holder.Search{Target: target, Records: records}

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -50,14 +51,42 @@ func System(ctx context.Context, o Options) (Summary, error) {
 			asked.add(port)
 		}
 	}
-	summary := Summary{Total: asked.count}
+	reports, err := o.lookAt(ctx, network, &asked)
+	if err != nil {
+		return Summary{}, err
+	}
+	var unsettled ports
+	for _, r := range reports {
+		if r.unsettled() {
+			unsettled.add(r.Port)
+		}
+	}
+	if unsettled.count > 0 {
+		o.pause(ctx)
+		again, err := o.lookAt(ctx, network, &unsettled)
+		if err != nil {
+			return Summary{}, err
+		}
+		reports = slices.DeleteFunc(reports, Report.unsettled)
+		reports = append(reports, again...)
+		slices.SortFunc(reports, func(a, b Report) int { return cmp.Compare(a.Port, b.Port) })
+	}
+	summary := Summary{Total: asked.count, Free: asked.count - len(reports)}
+	for _, r := range reports {
+		summary.add(r)
+	}
+	return summary, nil
+}
+
+// lookAt reports on those of the ports that somebody has or has a record of, in order.
+func (o Options) lookAt(ctx context.Context, network string, asked *ports) ([]Report, error) {
 	if asked.count == 0 {
-		return summary, nil
+		return nil, nil
 	}
 	first, last := uint16(asked.first), uint16(asked.last)
 	listed, err := sockets.List(network, first, last)
 	if err != nil {
-		return Summary{}, fmt.Errorf("inspect %s ports %d-%d: %w", network, first, last, err)
+		return nil, fmt.Errorf("inspect %s ports %d-%d: %w", network, first, last, err)
 	}
 	var found []sockets.Socket
 	for _, s := range listed {
@@ -68,7 +97,7 @@ func System(ctx context.Context, o Options) (Summary, error) {
 	records, _ := registry.Existing(o.StateDir) // without records nobody is tracked; that is no failure
 	diagnosis := holder.Search{Target: sockets.Target{Network: network}, Records: records}.DiagnoseSockets(ctx, found, false)
 	if err := ctx.Err(); err != nil {
-		return Summary{}, err
+		return nil, err
 	}
 	holders := map[uint16][]strategy.Holder{}
 	for _, h := range diagnosis.Holders {
@@ -90,14 +119,14 @@ func System(ctx context.Context, o Options) (Summary, error) {
 	known = slices.AppendSeq(known, maps.Keys(entries))
 	slices.Sort(known)
 	known = slices.Compact(known)
-	summary.Free = asked.count - len(known)
+	reports := make([]Report, 0, len(known))
 	for _, p := range known {
 		report := Report{Network: network, Address: fmt.Sprintf(":%d", p), Port: int(p), Holders: holders[p], Complete: true}
 		report.judge(sockets.Target{Network: network, Addr: netip.AddrPortFrom(netip.Addr{}, p), V4: true, V6: true}, entries[p])
 		report.Complete = diagnosis.Complete
-		summary.add(report)
+		reports = append(reports, report)
 	}
-	return summary, nil
+	return reports, nil
 }
 
 func (s *Summary) add(r Report) {
