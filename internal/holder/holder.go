@@ -114,6 +114,10 @@ func (s Search) DiagnoseSockets(ctx context.Context, inTheWay []sockets.Socket, 
 // that every process could be inspected.
 func pidsOf(ctx context.Context, inTheWay []sockets.Socket, records []*registry.Record, first bool) (pids [][]int, complete bool) {
 	pids = make([][]int, len(inTheWay))
+	var recorded map[uint64]int
+	if first {
+		recorded = recordedPIDs(records, inTheWay)
+	}
 	var unknown []uint64
 	for i, socket := range inTheWay {
 		switch {
@@ -121,11 +125,9 @@ func pidsOf(ctx context.Context, inTheWay []sockets.Socket, records []*registry.
 			pids[i] = socket.PIDs
 		case socket.Inode == 0: // of the kernel, or of a system that shows none
 		default:
-			if first {
-				if pid := recordedPID(records[i], socket); pid != 0 {
-					pids[i] = []int{pid}
-					continue
-				}
+			if pid := recorded[socket.Inode]; pid != 0 {
+				pids[i] = []int{pid}
+				continue
 			}
 			unknown = append(unknown, socket.Inode)
 		}
@@ -146,18 +148,34 @@ func pidsOf(ctx context.Context, inTheWay []sockets.Socket, records []*registry.
 	return pids, complete
 }
 
-// recordedPID is the process that our records name for the socket, if it really has it.
-func recordedPID(record *registry.Record, socket sockets.Socket) int {
-	if record == nil || record.Inode != socket.Inode {
-		return 0
+// recordedPIDs are the processes that our records name for the sockets, where they really have them, by inode. A process is
+// looked at once, however many sockets it has.
+func recordedPIDs(records []*registry.Record, inTheWay []sockets.Socket) map[uint64]int {
+	type process struct {
+		pid   int
+		start uint64
 	}
-	if start, err := proc.Start(record.PID); err != nil || start != record.Start {
-		return 0
+	var said map[process][]uint64
+	for i, socket := range inTheWay {
+		if r := records[i]; r != nil && r.Inode == socket.Inode && r.Inode != 0 {
+			if said == nil {
+				said = map[process][]uint64{}
+			}
+			p := process{r.PID, r.Start}
+			said[p] = append(said[p], r.Inode)
+		}
 	}
-	if holds, err := proc.Holds(record.PID, socket.Inode); err != nil || !holds {
-		return 0
+	pids := map[uint64]int{}
+	for p, inodes := range said {
+		if start, err := proc.Start(p.pid); err != nil || start != p.start {
+			continue
+		}
+		held, _ := proc.Held(p.pid, inodes) // those before an error
+		for _, inode := range held {
+			pids[inode] = p.pid
+		}
 	}
-	return record.PID
+	return pids
 }
 
 func (s Search) recordsOf(inTheWay []sockets.Socket) []*registry.Record {

@@ -221,7 +221,8 @@ func TestDiagnose(t *testing.T) {
 			if name == "true" {
 				want = first.Process.Pid
 			}
-			require.Equal(t, want, recordedPID(s.record(held), held))
+			pids := recordedPIDs([]*registry.Record{nil, s.record(held)}, []sockets.Socket{{}, held})
+			require.Equal(t, want, pids[held.Inode])
 		})
 	}
 	require.NoError(t, lock.Write(record))

@@ -123,6 +123,9 @@ func currentDir() string {
 // Holds is Linux's: elsewhere the table of sockets names the processes itself. The error is errors.ErrUnsupported.
 func Holds(pid int, inode uint64) (bool, error) { return false, unsupported() }
 
+// Held is Linux's, as [Holds] is. The error is errors.ErrUnsupported.
+func Held(pid int, inodes []uint64) ([]uint64, error) { return nil, unsupported() }
+
 // Holders is Linux's, as [Holds] is. The error is errors.ErrUnsupported.
 func Holders(ctx context.Context, inodes []uint64, first bool) (found map[uint64][]int, complete bool, err error) {
 	return nil, false, unsupported()

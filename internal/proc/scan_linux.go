@@ -24,19 +24,26 @@ import (
 // A socket can be held without a descriptor of its process: by a message that carries it, unix(7), by io_uring, and
 // by a thread with a descriptor table of its own, unshare(2). These are not seen.
 func Holds(pid int, inode uint64) (bool, error) {
-	if pid < 1 {
-		return false, &goneError{pid}
-	}
-	if inode == 0 {
+	if inode == 0 && pid > 0 {
 		return false, nil
 	}
-	holds := false
-	v := newVisitor([]uint64{inode})
-	err := v.visit(pid, everyDescriptor, func(uint64) (ended bool) {
-		holds = true
-		return true
+	held, err := Held(pid, []uint64{inode})
+	return len(held) > 0, err
+}
+
+// Held is [Holds] for several sockets in one look: those of the inodes that the process has a descriptor of.
+func Held(pid int, inodes []uint64) (held []uint64, err error) {
+	if pid < 1 {
+		return nil, &goneError{pid}
+	}
+	wanted := slices.Clone(inodes)
+	slices.Sort(wanted)
+	wanted = slices.Compact(wanted)
+	err = newVisitor(wanted).visit(pid, everyDescriptor, func(inode uint64) (ended bool) {
+		held = append(held, inode)
+		return len(held) == len(wanted)
 	})
-	return holds, err
+	return held, err
 }
 
 // Holders finds the processes that hold the sockets with these inodes.
