@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // lines are those of a log.
@@ -92,7 +92,7 @@ func TestBackoffPauses(t *testing.T) {
 			}
 			return nil, acceptError(syscall.ECONNABORTED)
 		}
-		ln := mw.Backoff{Logger: log.logger()}.Wrap(inner)
+		ln := middleware.Backoff{Logger: log.logger()}.Wrap(inner)
 		_, err := ln.Accept()
 		require.NoError(t, err)
 		ms := func(numbers ...int) (d []time.Duration) {
@@ -117,7 +117,7 @@ func TestBackoffEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := &scripted{done: make(chan struct{})}
 		inner.accept = func() (net.Conn, error) { return nil, acceptError(syscall.ENOBUFS) }
-		ln := mw.Backoff{Max: time.Hour}.Wrap(inner)
+		ln := middleware.Backoff{Max: time.Hour}.Wrap(inner)
 		began := time.Now()
 		time.AfterFunc(24*time.Hour, func() { ln.Close() })
 		_, err := ln.Accept()
@@ -132,7 +132,7 @@ func TestBackoffPassesOn(t *testing.T) {
 		&net.OpError{Op: "accept", Err: temporary{}}, acceptError(syscall.EINVAL), acceptError(syscall.EBADF), errors.New("else"), io.EOF,
 	} {
 		inner := &scripted{done: make(chan struct{}), accept: func() (net.Conn, error) { return nil, failure }}
-		_, err := mw.Backoff{}.Wrap(inner).Accept()
+		_, err := middleware.Backoff{}.Wrap(inner).Accept()
 		require.Equal(t, failure, err)
 	}
 }
@@ -143,7 +143,7 @@ func TestBackoffSpare(t *testing.T) {
 		{acceptError(syscall.EMFILE)}, // there were descriptors after all
 		{acceptError(syscall.EMFILE), acceptError(syscall.EMFILE), acceptError(syscall.ENFILE)},
 	} {
-		ln := mw.Backoff{}.Wrap(&failing{Listener: listen(t, "tcp"), errs: errs})
+		ln := middleware.Backoff{}.Wrap(&failing{Listener: listen(t, "tcp"), errs: errs})
 		connect(t, ln)
 		require.NoError(t, ln.Close())
 	}

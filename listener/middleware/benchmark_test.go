@@ -12,20 +12,20 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/netutil"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // contenders are bare net, the best-known wrapper for one of the jobs, and all middlewares that leave the bytes alone.
 func contenders() []struct {
 	by    string
-	stack []middleware
+	stack []wrapper
 } {
 	return []struct {
 		by    string
-		stack []middleware
+		stack []wrapper
 	}{
 		{"by=bare", nil},
-		{"by=netutil", []middleware{func(ln net.Listener) net.Listener { return netutil.LimitListener(ln, 1000) }}},
+		{"by=netutil", []wrapper{func(ln net.Listener) net.Listener { return netutil.LimitListener(ln, 1000) }}},
 		{"by=berth", all()},
 	}
 }
@@ -126,7 +126,7 @@ func BenchmarkOpen(b *testing.B) {
 			b.Run(fmt.Sprintf("open=%d/%s", open, c.by), func(b *testing.B) {
 				stack := c.stack
 				if stack != nil {
-					stack = []middleware{new(mw.Track).Wrap, (&mw.Limit{Max: 1e6}).Wrap, (&mw.LimitPerIP{Max: 1e6}).Wrap, mw.Deadline{Idle: time.Hour}.Wrap}
+					stack = []wrapper{new(middleware.Track).Wrap, (&middleware.Limit{Max: 1e6}).Wrap, (&middleware.LimitPerIP{Max: 1e6}).Wrap, middleware.Deadline{Idle: time.Hour}.Wrap}
 				}
 				ln := listen(b, "tcp", stack...)
 				for range open {

@@ -10,13 +10,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // A silent connection ends for the server, whatever deadlines of its own it sets.
 func TestDeadline(t *testing.T) {
 	const idle = 20 * time.Millisecond
-	for name, of := range map[string]mw.Deadline{"idle": {Idle: idle}, "total": {Total: idle}, "both": {Idle: idle, Total: time.Hour}} {
+	for name, of := range map[string]middleware.Deadline{"idle": {Idle: idle}, "total": {Total: idle}, "both": {Idle: idle, Total: time.Hour}} {
 		for _, network := range []string{"tcp", "unix"} {
 			t.Run(name+"/"+network, func(t *testing.T) {
 				ln := listen(t, network, of.Wrap)
@@ -46,7 +46,7 @@ func TestDeadline(t *testing.T) {
 
 // The server's own deadline is the earlier one, and can be lifted as ever.
 func TestDeadlineOfTheServer(t *testing.T) {
-	client, server := connect(t, listen(t, "tcp", mw.Deadline{Idle: time.Hour, Total: time.Hour}.Wrap))
+	client, server := connect(t, listen(t, "tcp", middleware.Deadline{Idle: time.Hour, Total: time.Hour}.Wrap))
 	require.NoError(t, server.SetReadDeadline(time.Now().Add(time.Millisecond)))
 	_, err := server.Read(make([]byte, 1))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
@@ -59,7 +59,7 @@ func TestDeadlineOfTheServer(t *testing.T) {
 
 // A long answer that nobody takes ends, too.
 func TestDeadlineOfWrites(t *testing.T) {
-	_, server := connect(t, listen(t, "tcp", mw.Deadline{Idle: 20 * time.Millisecond}.Wrap))
+	_, server := connect(t, listen(t, "tcp", middleware.Deadline{Idle: 20 * time.Millisecond}.Wrap))
 	_, err := io.Copy(server, endless{})
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
@@ -70,8 +70,8 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 // Two thousand clients that say nothing take every place again and again, and those who have something to say get theirs.
 func TestSilentClients(t *testing.T) {
-	limit, track := &mw.Limit{Max: 200}, new(mw.Track)
-	ln := listen(t, "tcp", track.Wrap, limit.Wrap, mw.Deadline{Idle: 20 * time.Millisecond}.Wrap)
+	limit, track := &middleware.Limit{Max: 200}, new(middleware.Track)
+	ln := listen(t, "tcp", track.Wrap, limit.Wrap, middleware.Deadline{Idle: 20 * time.Millisecond}.Wrap)
 	results := accepting(t, ln)
 	var served sync.WaitGroup
 	stop := make(chan struct{})

@@ -17,7 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 func init() { roles["few descriptors"] = serveFew }
@@ -41,8 +41,8 @@ func serveFew() error {
 	if err != nil {
 		return err
 	}
-	track := new(mw.Track)
-	ln := mw.Backoff{Logger: slog.Default()}.Wrap(mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) {
+	track := new(middleware.Track)
+	ln := middleware.Backoff{Logger: slog.Default()}.Wrap(middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) {
 		fmt.Println("refused", why.Reason)
 	}}.Wrap(track.Wrap(tcp)))
 	go func() {

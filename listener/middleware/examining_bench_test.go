@@ -9,7 +9,7 @@ import (
 	"github.com/pires/go-proxyproto"
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // benchmarkConnections measures a connection from dialling to the first answer and its end.
@@ -68,8 +68,8 @@ func BenchmarkMatch(b *testing.B) {
 			received := []byte(sent)
 			b.ReportAllocs()
 			for b.Loop() {
-				for _, match := range []mw.Matcher{mw.MatchTLS, mw.MatchHTTP2, mw.MatchHTTP1} {
-					if match(received) == mw.Match {
+				for _, match := range []middleware.Matcher{middleware.MatchTLS, middleware.MatchHTTP2, middleware.MatchHTTP1} {
+					if match(received) == middleware.Match {
 						break
 					}
 				}

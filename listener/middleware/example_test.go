@@ -14,23 +14,23 @@ import (
 	"time"
 
 	"github.com/berth-go/berth/listener"
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // What a server in the open wants. The first is outermost, and the last is asked first.
 func Example() {
 	logger := slog.New(slog.DiscardHandler)
-	open := new(mw.Track)
-	bad := mw.NewPrefixes(netip.MustParsePrefix("192.0.2.0/24"))
+	open := new(middleware.Track)
+	bad := middleware.NewPrefixes(netip.MustParsePrefix("192.0.2.0/24"))
 	cfg := listener.Config{Middleware: []listener.Middleware{
-		mw.Recover{Logger: logger}.Wrap,
-		(&mw.Log{Logger: logger}).Wrap,
-		mw.Backoff{Logger: logger}.Wrap,
+		middleware.Recover{Logger: logger}.Wrap,
+		(&middleware.Log{Logger: logger}).Wrap,
+		middleware.Backoff{Logger: logger}.Wrap,
 		open.Wrap,
-		(&mw.Limit{Max: 10_000}).Wrap,
-		(&mw.LimitPerIP{Max: 100}).Wrap,
-		mw.Deadline{Idle: 5 * time.Minute}.Wrap,
-		mw.Deny{Prefixes: bad}.Wrap,
+		(&middleware.Limit{Max: 10_000}).Wrap,
+		(&middleware.LimitPerIP{Max: 100}).Wrap,
+		middleware.Deadline{Idle: 5 * time.Minute}.Wrap,
+		middleware.Deny{Prefixes: bad}.Wrap,
 	}}
 	ln, err := cfg.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,9 +59,9 @@ func Example() {
 // A middleware of one's own is a Hook. An error refuses the connection.
 func ExampleHook() {
 	told := make(chan string)
-	hook := mw.Hook{
+	hook := middleware.Hook{
 		Accept:  func(net.Conn) error { return errors.New("closed on Sundays") },
-		Refused: func(_ net.Conn, refusal *mw.Refusal) { told <- refusal.Error() },
+		Refused: func(_ net.Conn, refusal *middleware.Refusal) { told <- refusal.Error() },
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -81,7 +81,7 @@ func ExampleHook() {
 
 // A list is replaced while the listener is in use. One that is wrong changes nothing.
 func ExamplePrefixes() {
-	bad := new(mw.Prefixes)
+	bad := new(middleware.Prefixes)
 	err := bad.Load(strings.NewReader("192.0.2.0/24 # a test network\n198.51.100.7\n"))
 	fmt.Println(err, bad.Contains(netip.MustParseAddr("192.0.2.66")))
 	err = bad.Load(strings.NewReader("203.0.113.0/24\n203.0.113.0/240\n"))

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // A witness is a file that counts what the program reads from it. Package net finds the descriptor by SyscallConn and lets
@@ -125,11 +125,11 @@ func splicing() bool {
 
 // A proxy moves bytes from connection to connection in the kernel.
 func TestSplice(t *testing.T) {
-	tracked := func() []middleware { return []middleware{new(mw.Track).Wrap, (&mw.Limit{Max: 10}).Wrap} }
+	tracked := func() []wrapper { return []wrapper{new(middleware.Track).Wrap, (&middleware.Limit{Max: 10}).Wrap} }
 	for _, test := range []struct {
 		name         string
 		from, to     string
-		inner, outer []middleware
+		inner, outer []wrapper
 		way          func(to, from net.Conn) (int64, error)
 		through      bool // the bytes go through the program
 	}{

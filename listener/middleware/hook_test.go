@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // A refusal says why, to hooks and in errors.
@@ -16,18 +16,18 @@ func TestRefusal(t *testing.T) {
 	cause := errors.New("too late")
 	for _, test := range []struct {
 		verdict error
-		reason  mw.Reason
+		reason  middleware.Reason
 		text    string
 	}{
-		{cause, mw.ReasonHook, "connection refused: hook: too late"},
-		{&mw.Refusal{Reason: "night"}, "night", "connection refused: night"},
-		{&mw.Refusal{Reason: "night", Err: cause}, "night", "connection refused: night: too late"},
+		{cause, middleware.ReasonHook, "connection refused: hook: too late"},
+		{&middleware.Refusal{Reason: "night"}, "night", "connection refused: night"},
+		{&middleware.Refusal{Reason: "night", Err: cause}, "night", "connection refused: night: too late"},
 	} {
-		told := make(chan *mw.Refusal, 1)
+		told := make(chan *middleware.Refusal, 1)
 		var addr net.Addr
-		ln := listen(t, "tcp", mw.Hook{
+		ln := listen(t, "tcp", middleware.Hook{
 			Accept:  func(net.Conn) error { return test.verdict },
-			Refused: func(conn net.Conn, why *mw.Refusal) { addr = conn.RemoteAddr(); told <- why },
+			Refused: func(conn net.Conn, why *middleware.Refusal) { addr = conn.RemoteAddr(); told <- why },
 		}.Wrap)
 		accepting(t, ln)
 		client := dial(t, ln)
@@ -36,7 +36,7 @@ func TestRefusal(t *testing.T) {
 		require.Equal(t, test.reason, why.Reason)
 		require.EqualError(t, why, test.text)
 		require.Equal(t, client.LocalAddr().String(), addr.String())
-		if test.reason == mw.ReasonHook || why.Err != nil {
+		if test.reason == middleware.ReasonHook || why.Err != nil {
 			require.ErrorIs(t, why, cause)
 		}
 	}
@@ -44,7 +44,7 @@ func TestRefusal(t *testing.T) {
 
 // A hook that has waited for a client in vain refuses that one. For the server nothing has happened.
 func TestHookTimesOut(t *testing.T) {
-	ln := listen(t, "tcp", mw.Hook{Accept: func(conn net.Conn) error {
+	ln := listen(t, "tcp", middleware.Hook{Accept: func(conn net.Conn) error {
 		_ = conn.SetReadDeadline(time.Now().Add(time.Second)) // enough for one that speaks
 		_, err := conn.Read(make([]byte, 1))
 		return err
@@ -60,7 +60,7 @@ func TestHookTimesOut(t *testing.T) {
 func TestHookClosed(t *testing.T) {
 	const while = 10 * time.Millisecond
 	closed := make(chan time.Duration, 1)
-	ln := listen(t, "tcp", mw.Hook{Closed: func(_ net.Conn, open time.Duration) { closed <- open }}.Wrap)
+	ln := listen(t, "tcp", middleware.Hook{Closed: func(_ net.Conn, open time.Duration) { closed <- open }}.Wrap)
 	_, server := connect(t, ln)
 	time.Sleep(while) // what is measured
 	require.NoError(t, server.Close())
@@ -71,8 +71,8 @@ func TestHookClosed(t *testing.T) {
 
 // Clients that are gone before they were accepted, or as soon as they were, leave nothing behind.
 func TestResetStorm(t *testing.T) {
-	track, limit := new(mw.Track), &mw.Limit{Max: 10}
-	ln := listen(t, "tcp", append([]middleware{track.Wrap, limit.Wrap}, all()...)...)
+	track, limit := new(middleware.Track), &middleware.Limit{Max: 10}
+	ln := listen(t, "tcp", append([]wrapper{track.Wrap, limit.Wrap}, all()...)...)
 	for range 500 {
 		conn, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)

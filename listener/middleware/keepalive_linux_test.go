@@ -8,18 +8,18 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // What KeepAlive says is what the kernel has, also on a socket that came as a descriptor.
 func TestKeepAlive(t *testing.T) {
 	for name, test := range map[string]struct {
-		of                        mw.KeepAlive
+		of                        middleware.KeepAlive
 		on, idle, interval, count int
 	}{
-		"zero": {mw.KeepAlive{}, 1, 15, 15, 9},
-		"set":  {mw.KeepAlive{Idle: 40 * time.Second, Interval: 7 * time.Second, Count: 3}, 1, 40, 7, 3},
-		"off":  {mw.KeepAlive{Off: true}, 0, 0, 0, 0},
+		"zero": {middleware.KeepAlive{}, 1, 15, 15, 9},
+		"set":  {middleware.KeepAlive{Idle: 40 * time.Second, Interval: 7 * time.Second, Count: 3}, 1, 40, 7, 3},
+		"off":  {middleware.KeepAlive{Off: true}, 0, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file, err := listen(t, "tcp").(*net.TCPListener).File()
@@ -29,7 +29,7 @@ func TestKeepAlive(t *testing.T) {
 			require.NoError(t, err)
 			defer passed.Close()
 			// Where it stands does not matter, nor what is around the connection.
-			ln := test.of.Wrap(seeThrough{new(mw.Track).Wrap(passed)})
+			ln := test.of.Wrap(seeThrough{new(middleware.Track).Wrap(passed)})
 			_, server := connect(t, ln)
 			raw, err := server.(syscall.Conn).SyscallConn()
 			require.NoError(t, err)
@@ -46,5 +46,5 @@ func TestKeepAlive(t *testing.T) {
 			}
 		})
 	}
-	connect(t, listen(t, "unix", mw.KeepAlive{}.Wrap))
+	connect(t, listen(t, "unix", middleware.KeepAlive{}.Wrap))
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // watched tells what happens inside: it calls before and after each Accept.
@@ -31,21 +31,21 @@ func (l *watched) Accept() (net.Conn, error) {
 // refusals counts reasons.
 type refusals struct {
 	mu sync.Mutex
-	of map[mw.Reason]int
+	of map[middleware.Reason]int
 }
 
 func (r *refusals) wrap(ln net.Listener) net.Listener {
-	return mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) {
+	return middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.of == nil {
-			r.of = make(map[mw.Reason]int)
+			r.of = make(map[middleware.Reason]int)
 		}
 		r.of[why.Reason]++
 	}}.Wrap(ln)
 }
 
-func (r *refusals) count(reason mw.Reason) int {
+func (r *refusals) count(reason middleware.Reason) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.of[reason]
@@ -53,7 +53,7 @@ func (r *refusals) count(reason mw.Reason) int {
 
 // A Limit that waits accepts nothing for which there is no place.
 func TestLimitWaits(t *testing.T) {
-	limit := &mw.Limit{Max: 2}
+	limit := &middleware.Limit{Max: 2}
 	var full, accepts atomic.Int32
 	ln := listen(t, "tcp", limit.Wrap, func(ln net.Listener) net.Listener {
 		return &watched{ln.(*net.TCPListener), func() {
@@ -82,7 +82,7 @@ func TestLimitWaits(t *testing.T) {
 
 // A Limit that is shared does not let a listener to which nobody comes keep places.
 func TestLimitShared(t *testing.T) {
-	limit := &mw.Limit{Max: 1}
+	limit := &middleware.Limit{Max: 1}
 	idle, busy := listen(t, "tcp", limit.Wrap), listen(t, "tcp", limit.Wrap)
 	fromIdle, fromBusy := accepting(t, idle), accepting(t, busy)
 	for range 10 {
@@ -105,9 +105,9 @@ func TestLimitShared(t *testing.T) {
 func TestLimitInHand(t *testing.T) {
 	for name, again := range map[string]bool{"Accept again": true, "Close": false} {
 		t.Run(name, func(t *testing.T) {
-			limit, seen := &mw.Limit{Max: 1}, new(refusals)
+			limit, seen := &middleware.Limit{Max: 1}, new(refusals)
 			began, asked := make(chan struct{}, 10), make(chan struct{}, 10)
-			a := listen(t, "tcp", seen.wrap, limit.Wrap, mw.Hook{Accept: func(net.Conn) error { asked <- struct{}{}; return nil }}.Wrap,
+			a := listen(t, "tcp", seen.wrap, limit.Wrap, middleware.Hook{Accept: func(net.Conn) error { asked <- struct{}{}; return nil }}.Wrap,
 				func(ln net.Listener) net.Listener {
 					return &watched{ln.(*net.TCPListener), func() { began <- struct{}{} }, func() {}}
 				})
@@ -122,7 +122,7 @@ func TestLimitInHand(t *testing.T) {
 			if !again {
 				require.NoError(t, a.Close())
 				refused(t, client)
-				require.Equal(t, 1, seen.count(mw.ReasonClosed))
+				require.Equal(t, 1, seen.count(middleware.ReasonClosed))
 				require.Equal(t, 1, limit.Open())
 				return
 			}
@@ -143,7 +143,7 @@ func TestLimitDrains(t *testing.T) {
 	}
 	for name, queued := range map[string]bool{"in hand": false, "queued": true} {
 		t.Run(name, func(t *testing.T) {
-			limit := &mw.Limit{Max: 1, Refuse: queued, Queue: 3}
+			limit := &middleware.Limit{Max: 1, Refuse: queued, Queue: 3}
 			began, ended := make(chan struct{}, 10), make(chan struct{}, 10)
 			a := listen(t, "tcp", limit.Wrap,
 				func(ln net.Listener) net.Listener {
@@ -187,8 +187,8 @@ func TestLimitDrains(t *testing.T) {
 
 // A limit that is full does not end the drain while a middleware further in keeps connections: those are not lost.
 func TestLimitDrainsWhatIsFurtherIn(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, _ net.Listener, _ <-chan *mw.Refusal) {
-		limit := &mw.Limit{Max: 1}
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, _ net.Listener, _ <-chan *middleware.Refusal) {
+		limit := &middleware.Limit{Max: 1}
 		var examines net.Listener
 		ln := listen(t, "tcp", limit.Wrap, func(ln net.Listener) net.Listener {
 			examines = e.wrap(t, bounds{})(ln)
@@ -222,7 +222,7 @@ func TestLimitDrainsWhatIsFurtherIn(t *testing.T) {
 
 // Close ends an Accept that waits for a place, or has a connection for which there is none.
 func TestLimitClose(t *testing.T) {
-	limit := &mw.Limit{Max: 1}
+	limit := &middleware.Limit{Max: 1}
 	ln := listen(t, "tcp", limit.Wrap)
 	connect(t, ln)
 	client := dial(t, ln)
@@ -234,7 +234,7 @@ func TestLimitClose(t *testing.T) {
 }
 
 func TestLimitRefuses(t *testing.T) {
-	limit, seen := &mw.Limit{Max: 2, Refuse: true}, new(refusals)
+	limit, seen := &middleware.Limit{Max: 2, Refuse: true}, new(refusals)
 	ln := listen(t, "tcp", seen.wrap, limit.Wrap)
 	results := accepting(t, ln)
 	for round := range 3 {
@@ -244,7 +244,7 @@ func TestLimitRefuses(t *testing.T) {
 		second := next(t, results)
 		refused(t, dial(t, ln))
 		refused(t, dial(t, ln))
-		eventually(t, func() bool { return seen.count(mw.ReasonLimit) == 2*(round+1) }, "the hook is told")
+		eventually(t, func() bool { return seen.count(middleware.ReasonLimit) == 2*(round+1) }, "the hook is told")
 		require.NoError(t, first.Close())
 		require.NoError(t, second.Close())
 		require.Zero(t, limit.Open())
@@ -253,7 +253,7 @@ func TestLimitRefuses(t *testing.T) {
 
 // With a queue so many wait, and the next is refused.
 func TestLimitQueue(t *testing.T) {
-	limit, seen := &mw.Limit{Max: 1, Refuse: true, Queue: 2}, new(refusals)
+	limit, seen := &middleware.Limit{Max: 1, Refuse: true, Queue: 2}, new(refusals)
 	taken := make(chan struct{}, 100)
 	ln := listen(t, "tcp", seen.wrap, limit.Wrap, func(ln net.Listener) net.Listener {
 		return &watched{ln.(*net.TCPListener), func() {}, func() { taken <- struct{}{} }}
@@ -266,7 +266,7 @@ func TestLimitQueue(t *testing.T) {
 		return dial(t, ln)
 	}())
 	require.Equal(t, 1, limit.Open())
-	eventually(t, func() bool { return seen.count(mw.ReasonLimit) == 1 }, "the hook is told")
+	eventually(t, func() bool { return seen.count(middleware.ReasonLimit) == 1 }, "the hook is told")
 
 	// First come, first served.
 	for _, client := range clients {
@@ -294,14 +294,14 @@ func TestLimitQueue(t *testing.T) {
 	require.NoError(t, ln.Close())
 	require.ErrorIs(t, (<-results).err, net.ErrClosed)
 	refused(t, waiting)
-	require.Equal(t, 1, seen.count(mw.ReasonClosed))
+	require.Equal(t, 1, seen.count(middleware.ReasonClosed))
 	require.NoError(t, first.Close())
 	require.Zero(t, limit.Open())
 }
 
 // Without a bound connections are counted.
 func TestLimitCounts(t *testing.T) {
-	limit := new(mw.Limit)
+	limit := new(middleware.Limit)
 	ln := listen(t, "tcp", limit.Wrap)
 	connect(t, ln)
 	_, server := connect(t, ln)
@@ -355,7 +355,7 @@ func TestLimitPerIP(t *testing.T) {
 		{0, []string{"fe80::1%eth0", "fe80::1%eth1"}, []string{"fe80:0:0:1::1%eth0"}},
 	} {
 		t.Run(test.same[0], func(t *testing.T) {
-			limit, seen := &mw.LimitPerIP{Max: 2, IPv6Bits: test.bits}, new(refusals)
+			limit, seen := &middleware.LimitPerIP{Max: 2, IPv6Bits: test.bits}, new(refusals)
 			inside := &pretending{Listener: listen(t, "tcp")}
 			ln := seen.wrap(limit.Wrap(inside))
 			results := accepting(t, ln)
@@ -379,11 +379,11 @@ func TestLimitPerIP(t *testing.T) {
 			require.NoError(t, next(t, results).Close())
 			require.NoError(t, open[1].Close())
 			require.Zero(t, limit.Open(netip.MustParseAddr(test.same[0])))
-			eventually(t, func() bool { return seen.count(mw.ReasonLimitPerIP) == 2 }, "the hook is told")
+			eventually(t, func() bool { return seen.count(middleware.ReasonLimitPerIP) == 2 }, "the hook is told")
 		})
 	}
 	// On a Unix socket there is no address.
-	ln := listen(t, "unix", (&mw.LimitPerIP{Max: 1}).Wrap)
+	ln := listen(t, "unix", (&middleware.LimitPerIP{Max: 1}).Wrap)
 	connect(t, ln)
 	connect(t, ln)
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // piped is a connection without a socket.
@@ -38,7 +38,7 @@ func TestLogFloods(t *testing.T) {
 			return piped(), nil
 		}
 		verdict := errors.New("no")
-		ln := (&mw.Log{Logger: log.logger(), Every: time.Second}).Wrap(mw.Hook{Accept: func(net.Conn) error {
+		ln := (&middleware.Log{Logger: log.logger(), Every: time.Second}).Wrap(middleware.Hook{Accept: func(net.Conn) error {
 			if n > 4000 {
 				return nil
 			}
@@ -77,7 +77,7 @@ func TestLogFloods(t *testing.T) {
 		// After silence the next one is logged at once again.
 		time.Sleep(time.Minute)
 		before := len(log.all())
-		ln = (&mw.Log{Logger: log.logger()}).Wrap(&scripted{done: make(chan struct{}), accept: func() (net.Conn, error) { return nil, io.EOF }})
+		ln = (&middleware.Log{Logger: log.logger()}).Wrap(&scripted{done: make(chan struct{}), accept: func() (net.Conn, error) { return nil, io.EOF }})
 		_, err := ln.Accept()
 		require.ErrorIs(t, err, io.EOF)
 		require.Len(t, log.all(), before+1)
@@ -100,8 +100,8 @@ func TestLogReasons(t *testing.T) {
 		}
 		return piped(), nil
 	}
-	ln := (&mw.Log{Logger: log.logger(), Every: time.Hour}).Wrap(mw.Hook{Accept: func(net.Conn) error {
-		return &mw.Refusal{Reason: mw.Reason(fmt.Sprint("reason ", n))}
+	ln := (&middleware.Log{Logger: log.logger(), Every: time.Hour}).Wrap(middleware.Hook{Accept: func(net.Conn) error {
+		return &middleware.Refusal{Reason: middleware.Reason(fmt.Sprint("reason ", n))}
 	}}.Wrap(inner))
 	_, err := ln.Accept()
 	require.ErrorIs(t, err, io.EOF)
@@ -111,7 +111,7 @@ func TestLogReasons(t *testing.T) {
 // One of so many connections is logged, with its end.
 func TestLogSamples(t *testing.T) {
 	var log lines
-	ln := listen(t, "tcp", (&mw.Log{Logger: log.logger(), Sample: 3}).Wrap)
+	ln := listen(t, "tcp", (&middleware.Log{Logger: log.logger(), Sample: 3}).Wrap)
 	var servers []net.Conn
 	for range 7 {
 		_, server := connect(t, ln)
@@ -133,23 +133,23 @@ func TestLogSamples(t *testing.T) {
 func TestRecover(t *testing.T) {
 	opaque := func(ln net.Listener) net.Listener { return seeThrough{ln} }
 	boom := func() { panic("boom") }
-	for name, hook := range map[string]mw.Hook{
+	for name, hook := range map[string]middleware.Hook{
 		"Accept":   {Accept: func(net.Conn) error { boom(); return nil }},
 		"Accepted": {Accepted: func(net.Conn) { boom() }},
 		"Closed":   {Closed: func(net.Conn, time.Duration) { boom() }},
-		"Refused":  {Refused: func(net.Conn, *mw.Refusal) { boom() }, Accept: func(net.Conn) error { return errors.New("no") }},
+		"Refused":  {Refused: func(net.Conn, *middleware.Refusal) { boom() }, Accept: func(net.Conn) error { return errors.New("no") }},
 		"Failed":   {Failed: func(error) { boom() }},
 	} {
-		for where, stack := range map[string]func(r, h middleware) []middleware{
-			"outside":       func(r, h middleware) []middleware { return []middleware{r, h} },
-			"inside":        func(r, h middleware) []middleware { return []middleware{h, r} },
-			"apart":         func(r, h middleware) []middleware { return []middleware{r, opaque, h} },
-			"apart, inside": func(r, h middleware) []middleware { return []middleware{h, opaque, r} },
+		for where, stack := range map[string]func(r, h wrapper) []wrapper{
+			"outside":       func(r, h wrapper) []wrapper { return []wrapper{r, h} },
+			"inside":        func(r, h wrapper) []wrapper { return []wrapper{h, r} },
+			"apart":         func(r, h wrapper) []wrapper { return []wrapper{r, opaque, h} },
+			"apart, inside": func(r, h wrapper) []wrapper { return []wrapper{h, opaque, r} },
 		} {
 			t.Run(name+"/"+where, func(t *testing.T) {
 				var log lines
-				seen, track, limit := new(refusals), new(mw.Track), &mw.Limit{Max: 10}
-				stack := append([]middleware{seen.wrap}, stack(mw.Recover{Logger: log.logger()}.Wrap, hook.Wrap)...)
+				seen, track, limit := new(refusals), new(middleware.Track), &middleware.Limit{Max: 10}
+				stack := append([]wrapper{seen.wrap}, stack(middleware.Recover{Logger: log.logger()}.Wrap, hook.Wrap)...)
 				stack = append(stack, track.Wrap, limit.Wrap)
 				if name == "Failed" {
 					stack = append(stack, func(ln net.Listener) net.Listener {
@@ -166,7 +166,7 @@ func TestRecover(t *testing.T) {
 				switch name {
 				case "Accept", "Accepted", "Refused":
 					refused(t, client)
-					reason := map[string]mw.Reason{"Accept": mw.ReasonPanic, "Accepted": mw.ReasonPanic, "Refused": mw.ReasonHook}[name]
+					reason := map[string]middleware.Reason{"Accept": middleware.ReasonPanic, "Accepted": middleware.ReasonPanic, "Refused": middleware.ReasonHook}[name]
 					eventually(t, func() bool { return seen.count(reason) == 1 }, "the others are told")
 				default:
 					require.NoError(t, next(t, results).Close())
@@ -186,7 +186,7 @@ func TestRecover(t *testing.T) {
 			})
 		}
 	}
-	ln := mw.Hook{Accept: func(net.Conn) error { boom(); return nil }}.Wrap(listen(t, "tcp"))
+	ln := middleware.Hook{Accept: func(net.Conn) error { boom(); return nil }}.Wrap(listen(t, "tcp"))
 	dial(t, ln)
 	require.PanicsWithValue(t, "boom", func() { _, _ = ln.Accept() })
 }

@@ -52,10 +52,10 @@ func command(t testing.TB, role string) *exec.Cmd {
 }
 
 // A middleware is what all of them are.
-type middleware = func(net.Listener) net.Listener
+type wrapper = func(net.Listener) net.Listener
 
 // listen listens on a free port, or a Unix socket, inside of the middlewares: the first is outermost.
-func listen(t testing.TB, network string, outermost ...middleware) net.Listener {
+func listen(t testing.TB, network string, outermost ...wrapper) net.Listener {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {

@@ -24,37 +24,37 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/berth-go/berth/listener"
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // The convention: every middleware fits a Config.
 var _ = []listener.Middleware{
-	(&mw.Limit{}).Wrap, (&mw.LimitPerIP{}).Wrap, (&mw.Rate{}).Wrap, mw.Allow{}.Wrap, mw.Deny{}.Wrap, mw.KeepAlive{}.Wrap,
-	mw.Deadline{}.Wrap, mw.Backoff{}.Wrap, (&mw.Track{}).Wrap, (&mw.Log{}).Wrap, mw.Recover{}.Wrap, mw.Hook{}.Wrap,
+	(&middleware.Limit{}).Wrap, (&middleware.LimitPerIP{}).Wrap, (&middleware.Rate{}).Wrap, middleware.Allow{}.Wrap, middleware.Deny{}.Wrap, middleware.KeepAlive{}.Wrap,
+	middleware.Deadline{}.Wrap, middleware.Backoff{}.Wrap, (&middleware.Track{}).Wrap, (&middleware.Log{}).Wrap, middleware.Recover{}.Wrap, middleware.Hook{}.Wrap,
 }
 
-var everywhere = mw.NewPrefixes(netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
+var everywhere = middleware.NewPrefixes(netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
 
 // discard is a logger to nowhere.
 var discard = slog.New(slog.DiscardHandler)
 
 // singles are the middlewares one by one, made anew for each use, in a form that lets connections through.
-func singles() map[string]middleware {
-	return map[string]middleware{
-		"Limit":      (&mw.Limit{Max: 1000}).Wrap,
-		"Queue":      (&mw.Limit{Max: 1000, Refuse: true, Queue: 10}).Wrap,
-		"LimitPerIP": (&mw.LimitPerIP{Max: 1000}).Wrap,
-		"Rate":       (&mw.Rate{PerSecond: 1e9, SourcePerSecond: 1e9}).Wrap,
-		"Allow":      mw.Allow{Prefixes: everywhere}.Wrap,
-		"Deny":       mw.Deny{Prefixes: mw.NewPrefixes()}.Wrap,
-		"KeepAlive":  mw.KeepAlive{Idle: time.Minute}.Wrap,
-		"Deadline":   mw.Deadline{Idle: time.Minute, Total: time.Hour}.Wrap,
-		"Backoff":    mw.Backoff{}.Wrap,
-		"Track":      new(mw.Track).Wrap,
-		"Log":        (&mw.Log{Logger: discard, Sample: 1}).Wrap,
-		"Recover":    mw.Recover{Logger: discard}.Wrap,
-		"Hook": mw.Hook{
-			Accept: func(net.Conn) error { return nil }, Accepted: func(net.Conn) {}, Refused: func(net.Conn, *mw.Refusal) {},
+func singles() map[string]wrapper {
+	return map[string]wrapper{
+		"Limit":      (&middleware.Limit{Max: 1000}).Wrap,
+		"Queue":      (&middleware.Limit{Max: 1000, Refuse: true, Queue: 10}).Wrap,
+		"LimitPerIP": (&middleware.LimitPerIP{Max: 1000}).Wrap,
+		"Rate":       (&middleware.Rate{PerSecond: 1e9, SourcePerSecond: 1e9}).Wrap,
+		"Allow":      middleware.Allow{Prefixes: everywhere}.Wrap,
+		"Deny":       middleware.Deny{Prefixes: middleware.NewPrefixes()}.Wrap,
+		"KeepAlive":  middleware.KeepAlive{Idle: time.Minute}.Wrap,
+		"Deadline":   middleware.Deadline{Idle: time.Minute, Total: time.Hour}.Wrap,
+		"Backoff":    middleware.Backoff{}.Wrap,
+		"Track":      new(middleware.Track).Wrap,
+		"Log":        (&middleware.Log{Logger: discard, Sample: 1}).Wrap,
+		"Recover":    middleware.Recover{Logger: discard}.Wrap,
+		"Hook": middleware.Hook{
+			Accept: func(net.Conn) error { return nil }, Accepted: func(net.Conn) {}, Refused: func(net.Conn, *middleware.Refusal) {},
 			Closed: func(net.Conn, time.Duration) {}, Failed: func(error) {},
 		}.Wrap,
 	}
@@ -64,8 +64,8 @@ func singles() map[string]middleware {
 var wrapping = []string{"Limit", "Queue", "LimitPerIP", "Deadline", "Track", "Log", "Hook"}
 
 // all is every middleware at once, without the one that accepts in a goroutine of its own, and without the lines of Log.
-func all() []middleware {
-	stack := []middleware{(&mw.Log{Logger: discard, Sample: 1 << 30}).Wrap}
+func all() []wrapper {
+	stack := []wrapper{(&middleware.Log{Logger: discard, Sample: 1 << 30}).Wrap}
 	of := singles()
 	for _, name := range []string{
 		"Recover", "Backoff", "Track", "Limit", "LimitPerIP", "Rate", "Deadline", "KeepAlive", "Hook", "Deny", "Allow",
@@ -76,10 +76,10 @@ func all() []middleware {
 }
 
 // stacks are what a connection may have to pass.
-func stacks() map[string][]middleware {
-	stacks := map[string][]middleware{"all": all(), "all twice": append(all(), all()...), "none": nil}
+func stacks() map[string][]wrapper {
+	stacks := map[string][]wrapper{"all": all(), "all twice": append(all(), all()...), "none": nil}
 	for name, m := range singles() {
-		stacks[name] = []middleware{m}
+		stacks[name] = []wrapper{m}
 	}
 	opaque := func(ln net.Listener) net.Listener { return struct{ net.Listener }{ln} }
 	stacks["apart"] = append(append(all(), opaque), append(all(), opaque, singles()["Track"])...)
@@ -229,7 +229,7 @@ func TestListener(t *testing.T) {
 			require.ErrorIs(t, (<-results).err, os.ErrDeadlineExceeded)
 		})
 	}
-	ln := mw.Recover{}.Wrap(otherListener{listen(t, "tcp")})
+	ln := middleware.Recover{}.Wrap(otherListener{listen(t, "tcp")})
 	require.ErrorIs(t, ln.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Time{}), errors.ErrUnsupported)
 	_, err := ln.(interface{ File() (*os.File, error) }).File()
 	require.ErrorIs(t, err, errors.ErrUnsupported)
@@ -290,7 +290,7 @@ func TestHalfClose(t *testing.T) {
 
 // A connection costs one allocation more, whatever there is around it, and none where nothing needs a wrapper.
 func TestAllocations(t *testing.T) {
-	measure := func(t *testing.T, stack []middleware) float64 {
+	measure := func(t *testing.T, stack []wrapper) float64 {
 		ln := listen(t, "tcp", stack...)
 		address := ln.Addr().String()
 		cycle := func() {
@@ -320,7 +320,7 @@ func TestAllocations(t *testing.T) {
 			require.Equal(t, want, measure(t, stack))
 		})
 	}
-	var free []middleware
+	var free []wrapper
 	for name, m := range singles() {
 		if !slices.Contains(wrapping, name) {
 			free = append(free, m)
@@ -338,47 +338,47 @@ func TestOrder(t *testing.T) {
 		defer mu.Unlock()
 		events = append(events, fmt.Sprintf(format, args...))
 	}
-	hook := func(name string, verdict error) middleware {
-		return mw.Hook{
+	hook := func(name string, verdict error) wrapper {
+		return middleware.Hook{
 			Accept:   func(net.Conn) error { note("%s asked", name); return verdict },
 			Accepted: func(net.Conn) { note("%s accepted", name) },
-			Refused:  func(_ net.Conn, why *mw.Refusal) { note("%s refused %s", name, why.Reason) },
+			Refused:  func(_ net.Conn, why *middleware.Refusal) { note("%s refused %s", name, why.Reason) },
 			Closed:   func(net.Conn, time.Duration) { note("%s closed", name) },
 		}.Wrap
 	}
-	observer := func(name string) middleware {
-		return mw.Hook{
+	observer := func(name string) wrapper {
+		return middleware.Hook{
 			Accepted: func(net.Conn) { note("%s accepted", name) },
-			Refused:  func(_ net.Conn, why *mw.Refusal) { note("%s refused %s", name, why.Reason) },
+			Refused:  func(_ net.Conn, why *middleware.Refusal) { note("%s refused %s", name, why.Reason) },
 			Closed:   func(net.Conn, time.Duration) { note("%s closed", name) },
 		}.Wrap
 	}
 	opaque := func(ln net.Listener) net.Listener { return seeThrough{ln} }
 	for _, test := range []struct {
 		name  string
-		stack []middleware
+		stack []wrapper
 		want  []string
 	}{
-		{"accepted", []middleware{hook("a", nil), observer("o"), hook("b", nil)}, []string{
+		{"accepted", []wrapper{hook("a", nil), observer("o"), hook("b", nil)}, []string{
 			"b asked", "a asked", "b accepted", "o accepted", "a accepted", "a closed", "o closed", "b closed",
 		}},
-		{"apart", []middleware{hook("a", nil), opaque, hook("b", nil), opaque, hook("c", nil)}, []string{
+		{"apart", []wrapper{hook("a", nil), opaque, hook("b", nil), opaque, hook("c", nil)}, []string{
 			"c asked", "c accepted", "b asked", "b accepted", "a asked", "a accepted", "a closed", "b closed", "c closed",
 		}},
-		{"refused outside", []middleware{hook("a", errors.New("no")), observer("o"), hook("b", nil), observer("p"), hook("c", nil)}, []string{
+		{"refused outside", []wrapper{hook("a", errors.New("no")), observer("o"), hook("b", nil), observer("p"), hook("c", nil)}, []string{
 			"c asked", "b asked", "a asked", "b closed", "c closed", "c refused hook", "p refused hook", "b refused hook",
 			"o refused hook", "a refused hook",
 		}},
-		{"refused by the second", []middleware{hook("a", errors.New("no")), hook("b", nil)}, []string{
+		{"refused by the second", []wrapper{hook("a", errors.New("no")), hook("b", nil)}, []string{
 			"b asked", "a asked", "b closed", "b refused hook", "a refused hook",
 		}},
-		{"refused inside", []middleware{hook("a", nil), observer("o"), hook("b", &mw.Refusal{Reason: "mine"})}, []string{
+		{"refused inside", []wrapper{hook("a", nil), observer("o"), hook("b", &middleware.Refusal{Reason: "mine"})}, []string{
 			"b asked", "b refused mine", "o refused mine", "a refused mine",
 		}},
-		{"refused outside, apart", []middleware{hook("a", errors.New("no")), opaque, observer("o"), hook("b", nil)}, []string{
+		{"refused outside, apart", []wrapper{hook("a", errors.New("no")), opaque, observer("o"), hook("b", nil)}, []string{
 			"b asked", "b accepted", "o accepted", "a asked", "o closed", "b closed", "b refused hook", "o refused hook", "a refused hook",
 		}},
-		{"refused inside, apart", []middleware{hook("a", nil), opaque, observer("o"), hook("b", errors.New("no"))}, []string{
+		{"refused inside, apart", []wrapper{hook("a", nil), opaque, observer("o"), hook("b", errors.New("no"))}, []string{
 			"b asked", "b refused hook", "o refused hook", "a refused hook",
 		}},
 	} {
@@ -409,16 +409,16 @@ func (l seeThrough) Unwrap() net.Listener { return l.Listener }
 
 // Limits stay right when an outer middleware refuses what they let pass, under fire from many sides.
 func TestNothingLeaks(t *testing.T) {
-	limit, perIP, track := &mw.Limit{Max: 50, Refuse: true}, &mw.LimitPerIP{Max: 40}, new(mw.Track)
+	limit, perIP, track := &middleware.Limit{Max: 50, Refuse: true}, &middleware.LimitPerIP{Max: 40}, new(middleware.Track)
 	var n atomic.Uint64
 	ln := listen(t, "tcp",
-		mw.Hook{Accept: func(net.Conn) error {
+		middleware.Hook{Accept: func(net.Conn) error {
 			if n.Add(1)%3 == 0 {
 				return errors.New("every third")
 			}
 			return nil
 		}}.Wrap,
-		mw.Deadline{Idle: time.Millisecond}.Wrap,
+		middleware.Deadline{Idle: time.Millisecond}.Wrap,
 		track.Wrap, limit.Wrap, perIP.Wrap,
 	)
 	var wg sync.WaitGroup
@@ -464,7 +464,7 @@ func TestNothingLeaks(t *testing.T) {
 
 // net/http serves files and answers through the whole stack.
 func TestHTTP(t *testing.T) {
-	for name, stack := range map[string][]middleware{"bare": nil, "all": all()} {
+	for name, stack := range map[string][]wrapper{"bare": nil, "all": all()} {
 		t.Run(name, func(t *testing.T) {
 			content := make([]byte, 3<<20)
 			for i := range content {
@@ -499,7 +499,7 @@ func TestHTTP(t *testing.T) {
 func TestErrorsSurvive(t *testing.T) {
 	failure := &net.OpError{Op: "accept", Net: "tcp", Err: temporary{}}
 	var told atomic.Int32
-	ln := listen(t, "tcp", append(all(), mw.Hook{Failed: func(err error) { told.Add(1) }}.Wrap,
+	ln := listen(t, "tcp", append(all(), middleware.Hook{Failed: func(err error) { told.Add(1) }}.Wrap,
 		func(ln net.Listener) net.Listener { return &failing{Listener: ln, errs: []error{failure}} })...)
 	_, err := ln.Accept()
 	require.Same(t, failure, err)

@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -33,11 +33,11 @@ func TestMatchers(t *testing.T) {
 	} {
 		matchers := []struct {
 			name  string
-			match mw.Matcher
-		}{{"tls", mw.MatchTLS}, {"http2", mw.MatchHTTP2}, {"http1", mw.MatchHTTP1}, {"ssh", mw.MatchPrefix("SSH-2.0-", "SSH-1.99-")}}
+			match middleware.Matcher
+		}{{"tls", middleware.MatchTLS}, {"http2", middleware.MatchHTTP2}, {"http1", middleware.MatchHTTP1}, {"ssh", middleware.MatchPrefix("SSH-2.0-", "SSH-1.99-")}}
 		got := ""
 		for _, m := range matchers {
-			if m.match([]byte(test.sent)) == mw.Match {
+			if m.match([]byte(test.sent)) == middleware.Match {
 				got = m.name
 				break
 			}
@@ -47,39 +47,39 @@ func TestMatchers(t *testing.T) {
 }
 
 // modelHTTP1 is MatchHTTP1 told otherwise: what a request line is, and whether what is there can become one.
-func modelHTTP1(sent string) mw.Verdict {
+func modelHTTP1(sent string) middleware.Verdict {
 	token := "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	method := len(sent) - len(strings.TrimLeft(sent, token))
 	switch {
 	case method > 64:
-		return mw.NoMatch
+		return middleware.NoMatch
 	case method == len(sent):
-		return mw.NeedMore
+		return middleware.NeedMore
 	case method == 0 || sent[method] != ' ':
-		return mw.NoMatch
+		return middleware.NoMatch
 	}
 	target := sent[method+1:]
 	switch {
 	case target == "":
-		return mw.NeedMore
+		return middleware.NeedMore
 	case strings.HasPrefix(target, "/"):
-		return mw.Match
+		return middleware.Match
 	}
 	end := strings.IndexAny(target, " \n")
 	switch {
 	case end < 0:
-		return mw.NeedMore
+		return middleware.NeedMore
 	case end == 0 || target[end] == '\n':
-		return mw.NoMatch
+		return middleware.NoMatch
 	}
 	version := target[end+1:]
 	switch {
 	case strings.HasPrefix(version, "HTTP/1."):
-		return mw.Match
+		return middleware.Match
 	case strings.HasPrefix("HTTP/1.", version):
-		return mw.NeedMore
+		return middleware.NeedMore
 	}
-	return mw.NoMatch
+	return middleware.NoMatch
 }
 
 // A verdict never changes with what follows, and the fast matcher agrees with the model at every length.
@@ -87,15 +87,15 @@ func FuzzMatchers(f *testing.F) {
 	for _, seed := range []string{preface, "GET / HTTP/1.1\r\n", "CONNECT a:1 HTTP/1.0\r\n", "EHLO a\r\n", "\x16\x03\x01\x01\x00\x01", "SSH-2.0-x", "X * H\n", "A \n HTTP/1.0"} {
 		f.Add(seed)
 	}
-	matchers := map[string]mw.Matcher{
-		"TLS": mw.MatchTLS, "HTTP2": mw.MatchHTTP2, "HTTP1": mw.MatchHTTP1, "prefix": mw.MatchPrefix("SSH-2.0-", "SSH-1.99-", "S"),
+	matchers := map[string]middleware.Matcher{
+		"TLS": middleware.MatchTLS, "HTTP2": middleware.MatchHTTP2, "HTTP1": middleware.MatchHTTP1, "prefix": middleware.MatchPrefix("SSH-2.0-", "SSH-1.99-", "S"),
 	}
 	f.Fuzz(func(t *testing.T, sent string) {
 		for name, match := range matchers {
-			decided := mw.NeedMore
+			decided := middleware.NeedMore
 			for n := 1; n <= len(sent); n++ {
 				verdict := match([]byte(sent[:n]))
-				if decided != mw.NeedMore {
+				if decided != middleware.NeedMore {
 					require.Equal(t, decided, verdict, "%s: %q", name, sent[:n])
 				}
 				decided = verdict
@@ -104,15 +104,15 @@ func FuzzMatchers(f *testing.F) {
 				}
 			}
 		}
-		if match := mw.MatchPrefix("SSH-2.0-", "S"); len(sent) > 0 {
-			require.Equal(t, sent[0] == 'S', match([]byte(sent)) == mw.Match)
+		if match := middleware.MatchPrefix("SSH-2.0-", "S"); len(sent) > 0 {
+			require.Equal(t, sent[0] == 'S', match([]byte(sent)) == middleware.Match)
 		}
 	})
 }
 
 // A division is a Mux with its listeners, whose connections come by their names.
 type division struct {
-	*mw.Mux
+	*middleware.Mux
 	members map[string]net.Listener
 	main    net.Listener
 	got     chan arrived
@@ -135,17 +135,17 @@ func (d *division) next(t testing.TB) arrived {
 	}
 }
 
-func divide(t testing.TB, mux *mw.Mux, silent bool, inner ...middleware) *division {
+func divide(t testing.TB, mux *middleware.Mux, silent bool, inner ...wrapper) *division {
 	t.Helper()
 	d := &division{Mux: mux, got: make(chan arrived), members: map[string]net.Listener{}}
-	d.members["tls"] = mux.Match(mw.MatchTLS)
-	d.members["http2"] = mux.Match(mw.MatchHTTP2)
-	d.members["http1"] = mux.Match(mw.MatchHTTP1)
-	d.members["prefix"] = mux.Match(mw.MatchPrefix("SSH-"))
+	d.members["tls"] = mux.Match(middleware.MatchTLS)
+	d.members["http2"] = mux.Match(middleware.MatchHTTP2)
+	d.members["http1"] = mux.Match(middleware.MatchHTTP1)
+	d.members["prefix"] = mux.Match(middleware.MatchPrefix("SSH-"))
 	if silent {
 		d.members["silent"] = mux.Silent()
 	}
-	d.main = listen(t, "tcp", append([]middleware{mux.Wrap}, inner...)...)
+	d.main = listen(t, "tcp", append([]wrapper{mux.Wrap}, inner...)...)
 	return d
 }
 
@@ -176,12 +176,12 @@ func (d *division) accept(t testing.TB, name string, ln net.Listener) {
 }
 
 func TestMux(t *testing.T) {
-	for kind, inner := range map[string][]middleware{
+	for kind, inner := range map[string][]wrapper{
 		"socket": nil, "hooks": all(),
 		"opaque": {func(ln net.Listener) net.Listener { return otherListener{ln} }},
 	} {
 		t.Run(kind, func(t *testing.T) {
-			d := divide(t, &mw.Mux{MaxBytes: 100}, false, inner...)
+			d := divide(t, &middleware.Mux{MaxBytes: 100}, false, inner...)
 			d.run(t)
 			for _, test := range []struct {
 				sent, at string
@@ -219,8 +219,8 @@ func TestMux(t *testing.T) {
 
 // Byte by byte, and the order of the listeners counts: what an earlier one may still want no later one gets.
 func TestMuxOrder(t *testing.T) {
-	mux := &mw.Mux{}
-	long, short := mux.Match(mw.MatchPrefix("abcd")), mux.Match(mw.MatchPrefix("ab"))
+	mux := &middleware.Mux{}
+	long, short := mux.Match(middleware.MatchPrefix("abcd")), mux.Match(middleware.MatchPrefix("ab"))
 	d := &division{main: listen(t, "tcp", mux.Wrap), members: map[string]net.Listener{"long": long, "short": short}, got: make(chan arrived)}
 	d.run(t)
 	for sent, at := range map[string]string{"abcd": "long", "abx": "short", "x": "else"} {
@@ -241,7 +241,7 @@ func TestMuxOrder(t *testing.T) {
 
 // Where the server speaks first.
 func TestMuxSilent(t *testing.T) {
-	d := divide(t, &mw.Mux{Timeout: 50 * time.Millisecond}, true)
+	d := divide(t, &middleware.Mux{Timeout: 50 * time.Millisecond}, true)
 	d.run(t)
 	client := dial(t, d.main)
 	got := d.next(t)
@@ -264,8 +264,8 @@ func TestMuxSilent(t *testing.T) {
 
 // One that is closed is closed alone; its clients are told so. The first one closes all.
 func TestMuxClose(t *testing.T) {
-	told := make(chan *mw.Refusal, 10)
-	d := divide(t, &mw.Mux{}, false, mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap)
+	told := make(chan *middleware.Refusal, 10)
+	d := divide(t, &middleware.Mux{}, false, middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap)
 	require.NoError(t, d.members["prefix"].Close())
 	_, err := d.members["prefix"].Accept()
 	require.ErrorIs(t, err, net.ErrClosed)
@@ -274,7 +274,7 @@ func TestMuxClose(t *testing.T) {
 	_, err = io.WriteString(client, "SSH-2.0-x\r\n")
 	require.NoError(t, err)
 	refused(t, client)
-	require.Equal(t, mw.ReasonMux, hear(t, told).Reason)
+	require.Equal(t, middleware.ReasonMux, hear(t, told).Reason)
 	client = dial(t, d.main)
 	_, err = io.WriteString(client, "GET /")
 	require.NoError(t, err)
@@ -293,14 +293,14 @@ func TestMuxClose(t *testing.T) {
 
 // A listener that nobody accepts from keeps so many and no more, and the others go on.
 func TestMuxNobodyAccepts(t *testing.T) {
-	told := make(chan *mw.Refusal, 10)
-	d := divide(t, &mw.Mux{Queue: 2}, false, mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap)
+	told := make(chan *middleware.Refusal, 10)
+	d := divide(t, &middleware.Mux{Queue: 2}, false, middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap)
 	d.accept(t, "http1", d.members["http1"])
 	for range 3 {
 		_, err := io.WriteString(dial(t, d.main), "SSH-2.0-x\r\n")
 		require.NoError(t, err)
 	}
-	require.Equal(t, mw.ReasonMux, hear(t, told).Reason)
+	require.Equal(t, middleware.ReasonMux, hear(t, told).Reason)
 	_, err := io.WriteString(dial(t, d.main), "GET /")
 	require.NoError(t, err)
 	require.Equal(t, "http1", d.next(t).at)
@@ -312,8 +312,8 @@ func TestMuxNobodyAccepts(t *testing.T) {
 
 // Accepted from before there is anything to accept from, and asked for more than once.
 func TestMuxBeforeWrap(t *testing.T) {
-	mux := &mw.Mux{Refuse: true}
-	member := mux.Match(mw.MatchHTTP1)
+	mux := &middleware.Mux{Refuse: true}
+	member := mux.Match(middleware.MatchHTTP1)
 	require.Empty(t, member.Addr().(*net.TCPAddr).Port)
 	from := accepting(t, member)
 	main := listen(t, "tcp", mux.Wrap)
@@ -326,8 +326,8 @@ func TestMuxBeforeWrap(t *testing.T) {
 
 // One port for HTTP/1, HTTP/2 without TLS, as grpc uses it, and both with TLS.
 func TestMuxHTTP(t *testing.T) {
-	mux := &mw.Mux{Refuse: true}
-	secure, h2, h1 := mux.Match(mw.MatchTLS), mux.Match(mw.MatchHTTP2), mux.Match(mw.MatchHTTP1)
+	mux := &middleware.Mux{Refuse: true}
+	secure, h2, h1 := mux.Match(middleware.MatchTLS), mux.Match(middleware.MatchHTTP2), mux.Match(middleware.MatchHTTP1)
 	main := listen(t, "tcp", append(append(all(), mux.Wrap), all()...)...)
 	var servers sync.WaitGroup
 	t.Cleanup(servers.Wait)
@@ -364,21 +364,21 @@ func TestMuxHTTP(t *testing.T) {
 
 // A matcher that panics refuses the connection where somebody recovers, and nothing else happens.
 func TestMuxPanic(t *testing.T) {
-	told := make(chan *mw.Refusal, 1)
-	mux := &mw.Mux{}
-	mux.Match(func(received []byte) mw.Verdict {
+	told := make(chan *middleware.Refusal, 1)
+	mux := &middleware.Mux{}
+	mux.Match(func(received []byte) middleware.Verdict {
 		if received[0] == 'p' {
 			panic("by a matcher")
 		}
-		return mw.NoMatch
+		return middleware.NoMatch
 	})
-	hook := mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap
-	ln := listen(t, "tcp", hook, mw.Recover{Logger: discard}.Wrap, mux.Wrap)
+	hook := middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap
+	ln := listen(t, "tcp", hook, middleware.Recover{Logger: discard}.Wrap, mux.Wrap)
 	from := accepting(t, ln)
 	bad := dial(t, ln)
 	_, err := io.WriteString(bad, "p")
 	require.NoError(t, err)
-	require.Equal(t, mw.ReasonPanic, hear(t, told).Reason)
+	require.Equal(t, middleware.ReasonPanic, hear(t, told).Reason)
 	refused(t, bad)
 	_, err = io.WriteString(dial(t, ln), "x")
 	require.NoError(t, err)

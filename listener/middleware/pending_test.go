@@ -26,10 +26,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/nettest"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
-var loopback = mw.NewPrefixes(netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+var loopback = middleware.NewPrefixes(netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 
 // bounds are the settings that Proxy, TLS and Mux have in common.
 type bounds struct {
@@ -39,7 +39,7 @@ type bounds struct {
 
 // An examining is a middleware that wants to hear from the client before Accept hands it out.
 type examining struct {
-	wrap func(testing.TB, bounds) middleware
+	wrap func(testing.TB, bounds) wrapper
 	// begin is what a client says first, and gives the connection as it goes on. It goes without an answer until the
 	// connection is used.
 	begin func(net.Conn) net.Conn
@@ -52,15 +52,15 @@ type examining struct {
 func examinings() map[string]examining {
 	return map[string]examining{
 		"Proxy": {
-			wrap: func(_ testing.TB, b bounds) middleware {
-				return mw.Proxy{Trusted: loopback, TrustUnix: true, Timeout: b.timeout, MaxPending: b.pending}.Wrap
+			wrap: func(_ testing.TB, b bounds) wrapper {
+				return middleware.Proxy{Trusted: loopback, TrustUnix: true, Timeout: b.timeout, MaxPending: b.pending}.Wrap
 			},
 			begin:    withHeader,
 			fragment: "PROXY TCP4 192.0.2.1 ",
 		},
 		"TLS": {
-			wrap: func(t testing.TB, b bounds) middleware {
-				secure, err := mw.NewTLS(mw.TLSConfig{
+			wrap: func(t testing.TB, b bounds) wrapper {
+				secure, err := middleware.NewTLS(middleware.TLSConfig{
 					Config:  &tls.Config{Certificates: []tls.Certificate{certificateFor(t, "localhost")}, NextProtos: []string{}},
 					Timeout: b.timeout, MaxPending: b.pending,
 				})
@@ -71,10 +71,10 @@ func examinings() map[string]examining {
 			fragment: "\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03",
 		},
 		"Mux": {
-			wrap: func(_ testing.TB, b bounds) middleware {
+			wrap: func(_ testing.TB, b bounds) wrapper {
 				return func(ln net.Listener) net.Listener {
-					mux := &mw.Mux{Timeout: b.timeout, MaxPending: b.pending, Refuse: true}
-					return muxed{mux.Match(mw.MatchPrefix("hello ")), mux.Wrap(ln)}
+					mux := &middleware.Mux{Timeout: b.timeout, MaxPending: b.pending, Refuse: true}
+					return muxed{mux.Match(middleware.MatchPrefix("hello ")), mux.Wrap(ln)}
 				}
 			},
 			begin: func(conn net.Conn) net.Conn {
@@ -141,11 +141,11 @@ func (e examining) good(t testing.TB, ln net.Listener, from <-chan accepted) (cl
 }
 
 // eachExamining runs a test with each of them; told gets the refusals.
-func eachExamining(t *testing.T, b bounds, test func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal)) {
+func eachExamining(t *testing.T, b bounds, test func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal)) {
 	for name, e := range examinings() {
 		t.Run(name, func(t *testing.T) {
-			told := make(chan *mw.Refusal, 10000)
-			ln := listen(t, "tcp", e.wrap(t, b), mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) {
+			told := make(chan *middleware.Refusal, 10000)
+			ln := listen(t, "tcp", e.wrap(t, b), middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) {
 				select {
 				case told <- why:
 				default: // more than anybody will ask for
@@ -157,7 +157,7 @@ func eachExamining(t *testing.T, b bounds, test func(t *testing.T, e examining, 
 }
 
 // hear waits for the next refusal.
-func hear(t testing.TB, told <-chan *mw.Refusal) *mw.Refusal {
+func hear(t testing.TB, told <-chan *middleware.Refusal) *middleware.Refusal {
 	t.Helper()
 	select {
 	case why := <-told:
@@ -202,7 +202,7 @@ func pemFor(t testing.TB, names ...string) (certificate, key []byte) {
 }
 
 func TestSilentHoldUpNobody(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *middleware.Refusal) {
 		from := accepting(t, ln)
 		for i := range 40 {
 			conn := dial(t, ln)
@@ -220,7 +220,7 @@ func TestSilentHoldUpNobody(t *testing.T) {
 
 // Who does not come to the point is closed in time, also one that sends a byte now and then.
 func TestTooLate(t *testing.T) {
-	reasons := map[string]mw.Reason{"Proxy": mw.ReasonProxyHeader, "TLS": mw.ReasonTLS, "Mux": mw.ReasonMuxTimeout}
+	reasons := map[string]middleware.Reason{"Proxy": middleware.ReasonProxyHeader, "TLS": middleware.ReasonTLS, "Mux": middleware.ReasonMuxTimeout}
 	for name, say := range map[string]func(e examining, conn net.Conn) error{
 		"silent": func(examining, net.Conn) error { return nil },
 		"slow": func(e examining, conn net.Conn) error {
@@ -234,7 +234,7 @@ func TestTooLate(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachExamining(t, bounds{timeout: 150 * time.Millisecond}, func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal) {
+			eachExamining(t, bounds{timeout: 150 * time.Millisecond}, func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal) {
 				accepting(t, ln)
 				client := dial(t, ln)
 				go func() { _ = say(e, client) }()
@@ -251,7 +251,7 @@ func TestTooLate(t *testing.T) {
 
 // With one too many the oldest goes, and the others may still speak.
 func TestOldestGoesFirst(t *testing.T) {
-	eachExamining(t, bounds{pending: 3}, func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal) {
+	eachExamining(t, bounds{pending: 3}, func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal) {
 		from := accepting(t, ln)
 		var silent []net.Conn
 		for i := range 3 {
@@ -261,7 +261,7 @@ func TestOldestGoesFirst(t *testing.T) {
 		e.good(t, ln, from) // whether it needs a place depends on how soon its bytes come
 		fourth := dial(t, ln)
 		refused(t, silent[0])
-		require.Equal(t, mw.ReasonPending, hear(t, told).Reason)
+		require.Equal(t, middleware.ReasonPending, hear(t, told).Reason)
 		eventually(t, func() bool { return pendingOf(ln) <= 3 }, "no more than may")
 
 		last := e.begin(fourth)
@@ -275,7 +275,7 @@ func TestOldestGoesFirst(t *testing.T) {
 func realRemote(conn net.Conn) net.Addr { return inside(conn).RemoteAddr() }
 
 func TestCloseEndsAll(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal) {
 		from := accepting(t, ln)
 		client, server := e.good(t, ln, from)
 		silent, slow := dial(t, ln), dial(t, ln)
@@ -291,7 +291,7 @@ func TestCloseEndsAll(t *testing.T) {
 		refused(t, silent)
 		refused(t, slow)
 		for range 2 {
-			require.Equal(t, mw.ReasonClosed, hear(t, told).Reason)
+			require.Equal(t, middleware.ReasonClosed, hear(t, told).Reason)
 		}
 
 		go io.WriteString(server, "pong") // what was accepted stays
@@ -305,8 +305,8 @@ func TestCloseEndsAll(t *testing.T) {
 // One that was ready, and not accepted, is closed too.
 func TestCloseWithReady(t *testing.T) {
 	e := examinings()["Proxy"]
-	told := make(chan *mw.Refusal, 10)
-	ln := listen(t, "tcp", e.wrap(t, bounds{}), mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap)
+	told := make(chan *middleware.Refusal, 10)
+	ln := listen(t, "tcp", e.wrap(t, bounds{}), middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap)
 	slow := dial(t, ln)
 	quick := dial(t, ln)
 	withHeader(quick)
@@ -316,7 +316,7 @@ func TestCloseWithReady(t *testing.T) {
 	eventually(t, func() bool { return pendingOf(ln) == 0 }, "it is ready")
 	require.NoError(t, ln.Close())
 	refused(t, slow)
-	require.Equal(t, mw.ReasonClosed, hear(t, told).Reason)
+	require.Equal(t, middleware.ReasonClosed, hear(t, told).Reason)
 }
 
 // A counting listener counts, and fails when told to.
@@ -378,7 +378,7 @@ func TestErrorsComeThrough(t *testing.T) {
 
 // A deadline bounds Accept while somebody is silent, and lifted it leaves no trace.
 func TestDeadlineOfAccept(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *middleware.Refusal) {
 		silent := dial(t, ln)
 		for range 3 {
 			require.NoError(t, ln.(deadliner).SetDeadline(time.Now().Add(10*time.Millisecond)))
@@ -398,7 +398,7 @@ func TestDeadlineOfAccept(t *testing.T) {
 
 // As package reload hands over: first those that were taken, then the deadline.
 func TestDraining(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal) {
 		from := accepting(t, ln)
 		e.good(t, ln, from)
 		var slow []net.Conn
@@ -432,7 +432,7 @@ func TestDraining(t *testing.T) {
 
 // Taken back while the last ones wait, a drain leaves nothing behind.
 func TestDrainTakenBack(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *middleware.Refusal) {
 		from := accepting(t, undeterred{ln})
 		dial(t, ln)
 		eventually(t, func() bool { return pendingOf(ln) == 1 }, "it waits")
@@ -459,7 +459,7 @@ func (l undeterred) Accept() (net.Conn, error) {
 
 // Several goroutines accept; clients come, break off and speak; nobody who speaks is lost.
 func TestCrowd(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *middleware.Refusal) {
 		const clients = 200
 		var answered, served atomic.Int64
 		var servers, all sync.WaitGroup
@@ -522,7 +522,7 @@ func TestCrowd(t *testing.T) {
 
 // A stacking is middlewares around a listener, and what the client does for each of them, from the innermost out.
 type stacking struct {
-	stack []middleware
+	stack []wrapper
 	of    []examining // innermost first
 }
 
@@ -530,10 +530,10 @@ type stacking struct {
 func stackings(t testing.TB) map[string]stacking {
 	of := examinings()
 	of["Mux for TLS"] = examining{
-		wrap: func(testing.TB, bounds) middleware {
+		wrap: func(testing.TB, bounds) wrapper {
 			return func(ln net.Listener) net.Listener {
-				mux := &mw.Mux{Refuse: true}
-				return muxed{mux.Match(mw.MatchTLS), mux.Wrap(ln)}
+				mux := &middleware.Mux{Refuse: true}
+				return muxed{mux.Match(middleware.MatchTLS), mux.Wrap(ln)}
 			}
 		},
 		begin: func(conn net.Conn) net.Conn { return conn },
@@ -684,8 +684,8 @@ func (l covering) Accept() (net.Conn, error) {
 
 // Who breaks off is told of with the reason of the middleware.
 func TestBrokenOff(t *testing.T) {
-	reasons := map[string]mw.Reason{"Proxy": mw.ReasonProxyHeader, "TLS": mw.ReasonTLS, "Mux": mw.ReasonMux}
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *mw.Refusal) {
+	reasons := map[string]middleware.Reason{"Proxy": middleware.ReasonProxyHeader, "TLS": middleware.ReasonTLS, "Mux": middleware.ReasonMux}
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, told <-chan *middleware.Refusal) {
 		accepting(t, ln)
 		client := dial(t, ln)
 		_, err := io.WriteString(client, e.fragment)

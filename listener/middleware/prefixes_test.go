@@ -14,12 +14,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 func parse(t testing.TB, networks ...string) []netip.Prefix {
 	t.Helper()
-	list, err := mw.ParsePrefixes(strings.NewReader(strings.Join(networks, "\n")))
+	list, err := middleware.ParsePrefixes(strings.NewReader(strings.Join(networks, "\n")))
 	require.NoError(t, err)
 	return list
 }
@@ -46,7 +46,7 @@ func TestPrefixes(t *testing.T) {
 		{"1.2.3.4 1.2.3.6 1.2.4.4", "1.2.3.4 1.2.3.6 1.2.4.4", "1.2.3.5 1.2.4.6 1.3.3.4 2.2.3.4"},
 	} {
 		t.Run(test.networks, func(t *testing.T) {
-			set := mw.NewPrefixes(parse(t, strings.Fields(test.networks)...)...)
+			set := middleware.NewPrefixes(parse(t, strings.Fields(test.networks)...)...)
 			for _, addr := range strings.Fields(test.in) {
 				require.True(t, set.Contains(netip.MustParseAddr(addr)), addr)
 			}
@@ -56,34 +56,34 @@ func TestPrefixes(t *testing.T) {
 			require.False(t, set.Contains(netip.Addr{}))
 		})
 	}
-	require.False(t, (*mw.Prefixes)(nil).Contains(netip.MustParseAddr("1.2.3.4")))
-	require.False(t, new(mw.Prefixes).Contains(netip.MustParseAddr("1.2.3.4")))
-	require.False(t, mw.NewPrefixes(netip.Prefix{}).Contains(netip.Addr{}))
+	require.False(t, (*middleware.Prefixes)(nil).Contains(netip.MustParseAddr("1.2.3.4")))
+	require.False(t, new(middleware.Prefixes).Contains(netip.MustParseAddr("1.2.3.4")))
+	require.False(t, middleware.NewPrefixes(netip.Prefix{}).Contains(netip.Addr{}))
 }
 
 func TestParsePrefixes(t *testing.T) {
-	got, err := mw.ParsePrefixes(strings.NewReader("# offices\n\n 10.0.0.0/8 # Berlin\r\n2001:db8::/32\n192.0.2.7\n"))
+	got, err := middleware.ParsePrefixes(strings.NewReader("# offices\n\n 10.0.0.0/8 # Berlin\r\n2001:db8::/32\n192.0.2.7\n"))
 	require.NoError(t, err)
 	require.Equal(t, []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("192.0.2.7/32"),
 	}, got)
 
-	_, err = mw.ParsePrefixes(strings.NewReader("10.0.0.0/8\n10.0.0.0/33\n\nexample.com\nfe80::1%eth0\n10.0.0\n10.0.0.0/8 10.0.0.0/9\n"))
+	_, err = middleware.ParsePrefixes(strings.NewReader("10.0.0.0/8\n10.0.0.0/33\n\nexample.com\nfe80::1%eth0\n10.0.0\n10.0.0.0/8 10.0.0.0/9\n"))
 	require.EqualError(t, err, `line 2: "10.0.0.0/33" is no IP network
 line 4: "example.com" is no IP address or network
 line 5: "fe80::1%eth0" is no IP address or network
 line 6: "10.0.0" is no IP address or network
 line 7: "10.0.0.0/8 10.0.0.0/9" is no IP network`)
-	_, err = mw.ParsePrefixes(strings.NewReader(strings.Repeat("x\n", 1000)))
+	_, err = middleware.ParsePrefixes(strings.NewReader(strings.Repeat("x\n", 1000)))
 	require.Len(t, strings.Split(err.Error(), "\n"), 10)
 	broken := errors.New("the disk is gone")
-	_, err = mw.ParsePrefixes(iotest.ErrReader(broken))
+	_, err = middleware.ParsePrefixes(iotest.ErrReader(broken))
 	require.ErrorIs(t, err, broken)
-	_, err = mw.ParsePrefixes(strings.NewReader("10.0.0.0/8\n" + strings.Repeat("x", 1<<20)))
+	_, err = middleware.ParsePrefixes(strings.NewReader("10.0.0.0/8\n" + strings.Repeat("x", 1<<20)))
 	require.ErrorContains(t, err, "line 2: ")
 
 	// After an error the set is what it was.
-	set := mw.NewPrefixes(got...)
+	set := middleware.NewPrefixes(got...)
 	require.Error(t, set.Load(strings.NewReader("0.0.0.0/0\nx")))
 	require.True(t, set.Contains(netip.MustParseAddr("10.0.0.1")))
 	require.False(t, set.Contains(netip.MustParseAddr("11.0.0.1")))
@@ -99,13 +99,13 @@ func FuzzPrefixes(f *testing.F) {
 	f.Add("2001:db8::/33\n2001:db8:8000::/34\n2001:db8::1/128\n", uint64(0x20010db8_00000000), uint64(1))
 	f.Add("0.0.0.0/1\n128.0.0.0/1\n", uint64(0), uint64(0))
 	f.Fuzz(func(t *testing.T, list string, hi, lo uint64) {
-		networks, err := mw.ParsePrefixes(strings.NewReader(list))
+		networks, err := middleware.ParsePrefixes(strings.NewReader(list))
 		if err != nil {
 			require.Empty(t, networks)
 			require.NotContains(t, strings.TrimSpace(err.Error()), "line 0")
 			return
 		}
-		set := mw.NewPrefixes(networks...)
+		set := middleware.NewPrefixes(networks...)
 		check := func(addr netip.Addr) {
 			addr = addr.Unmap().WithZone("")
 			want := slices.ContainsFunc(networks, func(network netip.Prefix) bool {
@@ -146,7 +146,7 @@ func lastOf(network netip.Prefix) netip.Addr {
 func TestManyPrefixes(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	networks := someNetworks(random, 1000)
-	set := mw.NewPrefixes(networks...)
+	set := middleware.NewPrefixes(networks...)
 	in := 0
 	for i := range 4000 {
 		addr := someAddr(random, i%2 == 0)
@@ -189,8 +189,8 @@ func someNetworks(random *rand.Rand, n int) []netip.Prefix {
 
 // The rules on real connections; the list changes while the listener is in use.
 func TestAllowAndDeny(t *testing.T) {
-	seen, allowed, denied := new(refusals), mw.NewPrefixes(parse(t, "127.0.0.0/8")...), new(mw.Prefixes)
-	ln := listen(t, "tcp", seen.wrap, mw.Deny{Prefixes: denied}.Wrap, mw.Allow{Prefixes: allowed}.Wrap)
+	seen, allowed, denied := new(refusals), middleware.NewPrefixes(parse(t, "127.0.0.0/8")...), new(middleware.Prefixes)
+	ln := listen(t, "tcp", seen.wrap, middleware.Deny{Prefixes: denied}.Wrap, middleware.Allow{Prefixes: allowed}.Wrap)
 	results := accepting(t, ln)
 	dial(t, ln)
 	next(t, results)
@@ -201,17 +201,17 @@ func TestAllowAndDeny(t *testing.T) {
 	next(t, results)
 	allowed.Set(parse(t, "10.0.0.0/8", "::/0"))
 	refused(t, dial(t, ln))
-	eventually(t, func() bool { return seen.count(mw.ReasonDenied) == 2 }, "the hook is told")
+	eventually(t, func() bool { return seen.count(middleware.ReasonDenied) == 2 }, "the hook is told")
 
 	// Nobody is allowed by nothing, and nobody denied.
-	ln = listen(t, "tcp", mw.Allow{}.Wrap)
+	ln = listen(t, "tcp", middleware.Allow{}.Wrap)
 	accepting(t, ln)
 	refused(t, dial(t, ln))
-	connect(t, listen(t, "tcp", mw.Deny{}.Wrap))
+	connect(t, listen(t, "tcp", middleware.Deny{}.Wrap))
 
 	// Unix sockets have no addresses; what has an unknown one is not allowed.
-	connect(t, listen(t, "unix", mw.Allow{}.Wrap))
-	unknown := mw.Allow{Prefixes: everywhere}.Wrap(&pretending{Listener: listen(t, "tcp"), from: []net.Addr{nil, netAddr("?")}})
+	connect(t, listen(t, "unix", middleware.Allow{}.Wrap))
+	unknown := middleware.Allow{Prefixes: everywhere}.Wrap(&pretending{Listener: listen(t, "tcp"), from: []net.Addr{nil, netAddr("?")}})
 	accepting(t, unknown)
 	refused(t, dial(t, unknown))
 	refused(t, dial(t, unknown))
@@ -233,7 +233,7 @@ func BenchmarkPrefixes(b *testing.B) {
 				addrs[i] = lastOf(networks[random.IntN(n)])
 			}
 		}
-		set := mw.NewPrefixes(networks...)
+		set := middleware.NewPrefixes(networks...)
 		b.Run(fmt.Sprintf("op=contains/networks=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			i := 0

@@ -20,7 +20,7 @@ import (
 	"github.com/pires/go-proxyproto"
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // header2 is a header of version 2, with or without TLVs.
@@ -42,7 +42,7 @@ func TestProxyHeaders(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		sent     []byte
-		proxy    mw.Proxy
+		proxy    middleware.Proxy
 		remote   string // "": that of the socket
 		rest     string
 		header   bool
@@ -60,43 +60,43 @@ func TestProxyHeaders(t *testing.T) {
 
 		{name: "none", sent: []byte("GET / HTTP/1.1\r\n\r\n"), refused: "no PROXY header"},
 		{name: "nothing", sent: nil, refused: "no PROXY header"},
-		{name: "optional, none", proxy: mw.Proxy{Optional: true}, sent: []byte("POST / HTTP/1.1\r\n\r\n"), rest: "POST / HTTP/1.1\r\n\r\n"},
-		{name: "optional, very short", proxy: mw.Proxy{Optional: true}, sent: []byte("PR"), rest: "PR"},
-		{name: "optional, nothing", proxy: mw.Proxy{Optional: true}},
-		{name: "optional, one", proxy: mw.Proxy{Optional: true}, sent: append(header2(t), "hello"...), remote: client, rest: "hello", header: true},
-		{name: "optional, a bad one", proxy: mw.Proxy{Optional: true}, sent: []byte("PROXY TCP4 nonsense\r\n"), refused: "proxyproto"},
+		{name: "optional, none", proxy: middleware.Proxy{Optional: true}, sent: []byte("POST / HTTP/1.1\r\n\r\n"), rest: "POST / HTTP/1.1\r\n\r\n"},
+		{name: "optional, very short", proxy: middleware.Proxy{Optional: true}, sent: []byte("PR"), rest: "PR"},
+		{name: "optional, nothing", proxy: middleware.Proxy{Optional: true}},
+		{name: "optional, one", proxy: middleware.Proxy{Optional: true}, sent: append(header2(t), "hello"...), remote: client, rest: "hello", header: true},
+		{name: "optional, a bad one", proxy: middleware.Proxy{Optional: true}, sent: []byte("PROXY TCP4 nonsense\r\n"), refused: "proxyproto"},
 		{name: "half of one", sent: header2(t)[:20], refused: "within the PROXY header"},
 		{name: "half of an old one", sent: []byte("PROXY TCP4 192.0"), refused: "within the PROXY header"},
 		{name: "v1, too long", sent: []byte("PROXY UNKNOWN " + strings.Repeat("x", 200)), refused: "too long"},
 		{name: "v1, without CR", sent: []byte("PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\n"), refused: "proxyproto"},
 		{name: "v2, huge", sent: huge, refused: "too long"},
-		{name: "v2, longer than allowed", proxy: mw.Proxy{MaxHeader: 28}, sent: header2(t, tlv), refused: "too long"},
-		{name: "v2, as long as allowed", proxy: mw.Proxy{MaxHeader: 28}, sent: append(header2(t), "hello"...), remote: client, rest: "hello", header: true},
-		{name: "v2, longer than proxyproto's own bound", proxy: mw.Proxy{MaxHeader: 65551}, sent: header2(t, proxyproto.TLV{Type: 0xe0, Value: make([]byte, 5000)}), refused: "proxyproto"},
+		{name: "v2, longer than allowed", proxy: middleware.Proxy{MaxHeader: 28}, sent: header2(t, tlv), refused: "too long"},
+		{name: "v2, as long as allowed", proxy: middleware.Proxy{MaxHeader: 28}, sent: append(header2(t), "hello"...), remote: client, rest: "hello", header: true},
+		{name: "v2, longer than proxyproto's own bound", proxy: middleware.Proxy{MaxHeader: 65551}, sent: header2(t, proxyproto.TLV{Type: 0xe0, Value: make([]byte, 5000)}), refused: "proxyproto"},
 		{name: "garbage", sent: []byte("\r\n\r\n\x00\r\nQUIT\n\xff\xff\x00\x0c............"), refused: "proxyproto"},
 
 		{name: "untrusted", untrusts: true, sent: header2(t), refused: "not a trusted"},
-		{name: "untrusted, passed", untrusts: true, proxy: mw.Proxy{PassUntrusted: true}, sent: []byte("PROXY UNKNOWN\r\nhello"), rest: "PROXY UNKNOWN\r\nhello"},
-		{name: "untrusted, passed, silent", untrusts: true, proxy: mw.Proxy{PassUntrusted: true}},
+		{name: "untrusted, passed", untrusts: true, proxy: middleware.Proxy{PassUntrusted: true}, sent: []byte("PROXY UNKNOWN\r\nhello"), rest: "PROXY UNKNOWN\r\nhello"},
+		{name: "untrusted, passed, silent", untrusts: true, proxy: middleware.Proxy{PassUntrusted: true}},
 	} {
 		// Sockets can be looked into; of other connections bytes have to be taken and given back.
-		for kind, inner := range map[string]middleware{
+		for kind, inner := range map[string]wrapper{
 			"socket": func(ln net.Listener) net.Listener { return ln },
 			"opaque": func(ln net.Listener) net.Listener { return otherListener{ln} },
 		} {
 			t.Run(test.name+"/"+kind, func(t *testing.T) {
-				told := make(chan *mw.Refusal, 1)
+				told := make(chan *middleware.Refusal, 1)
 				if !test.untrusts {
 					test.proxy.Trusted = loopback
 				}
-				ln := listen(t, "tcp", mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap, test.proxy.Wrap, inner)
+				ln := listen(t, "tcp", middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap, test.proxy.Wrap, inner)
 				from := accepting(t, ln)
 				client := dial(t, ln).(*net.TCPConn)
 				_, _ = client.Write(test.sent)
 				_ = client.CloseWrite() // unless it is refused already
 				if test.refused != "" {
 					why := hear(t, told)
-					require.Equal(t, mw.ReasonProxyHeader, why.Reason)
+					require.Equal(t, middleware.ReasonProxyHeader, why.Reason)
 					require.ErrorContains(t, why, test.refused)
 					refused(t, client)
 					return
@@ -110,7 +110,7 @@ func TestProxyHeaders(t *testing.T) {
 				if netip.MustParseAddrPort(remote).Addr().Is4() {
 					require.Equal(t, local, conn.LocalAddr().String())
 				}
-				header, ok := mw.ProxyHeader(conn)
+				header, ok := middleware.ProxyHeader(conn)
 				require.Equal(t, test.header, ok)
 				if strings.HasSuffix(test.name, "TLV") {
 					tlvs, err := header.TLVs()
@@ -128,12 +128,12 @@ func TestProxyHeaders(t *testing.T) {
 // However the header comes apart on its way, nothing of what follows is lost or read twice.
 func TestProxyHeaderInPieces(t *testing.T) {
 	for name, header := range map[string][]byte{"v1": []byte("PROXY TCP4 192.0.2.1 192.0.2.2 4711 443\r\n"), "v2": header2(t)} {
-		for kind, inner := range map[string]middleware{
+		for kind, inner := range map[string]wrapper{
 			"socket": func(ln net.Listener) net.Listener { return ln },
 			"opaque": func(ln net.Listener) net.Listener { return otherListener{ln} },
 		} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
-				ln := listen(t, "tcp", mw.Proxy{Trusted: loopback}.Wrap, inner)
+				ln := listen(t, "tcp", middleware.Proxy{Trusted: loopback}.Wrap, inner)
 				from := accepting(t, ln)
 				sent := append(bytes.Clone(header), "hello"...)
 				for cut := 1; cut < len(sent); cut++ {
@@ -159,14 +159,14 @@ func TestProxyHeaderInPieces(t *testing.T) {
 
 // Whoever may open the socket file is trusted, if it is said so.
 func TestProxyUnix(t *testing.T) {
-	told := make(chan *mw.Refusal, 1)
-	hook := mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap
-	ln := listen(t, "unix", hook, mw.Proxy{Trusted: loopback}.Wrap)
+	told := make(chan *middleware.Refusal, 1)
+	hook := middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap
+	ln := listen(t, "unix", hook, middleware.Proxy{Trusted: loopback}.Wrap)
 	accepting(t, ln)
 	withHeader(dial(t, ln))
 	require.ErrorContains(t, hear(t, told), "not a trusted")
 
-	ln = listen(t, "unix", mw.Proxy{TrustUnix: true}.Wrap)
+	ln = listen(t, "unix", middleware.Proxy{TrustUnix: true}.Wrap)
 	withHeader(dial(t, ln))
 	conn := accept(t, ln)
 	require.Equal(t, proxiedClient.String(), conn.RemoteAddr().String())
@@ -175,7 +175,7 @@ func TestProxyUnix(t *testing.T) {
 
 // A trusted source that waits for the server to speak is one without a header.
 func TestProxyOptionalSilent(t *testing.T) {
-	ln := listen(t, "tcp", mw.Proxy{Trusted: loopback, Optional: true, Timeout: 20 * time.Millisecond}.Wrap)
+	ln := listen(t, "tcp", middleware.Proxy{Trusted: loopback, Optional: true, Timeout: 20 * time.Millisecond}.Wrap)
 	client := dial(t, ln)
 	conn := accept(t, ln)
 	require.IsType(t, (*net.TCPConn)(nil), conn)
@@ -188,7 +188,7 @@ func TestProxyOptionalSilent(t *testing.T) {
 // The reading of the header leaves no deadline (go-proxyproto #75).
 func TestProxyLeavesNoDeadline(t *testing.T) {
 	const timeout = 50 * time.Millisecond
-	ln := listen(t, "tcp", mw.Proxy{Trusted: loopback, Timeout: timeout}.Wrap)
+	ln := listen(t, "tcp", middleware.Proxy{Trusted: loopback, Timeout: timeout}.Wrap)
 	from := accepting(t, ln)
 	client := dial(t, ln)
 	silent := dial(t, ln) // keeps the timer of the listener going
@@ -203,11 +203,11 @@ func TestProxyLeavesNoDeadline(t *testing.T) {
 
 // Middlewares further out see the client, those further in the proxy.
 func TestProxyOrder(t *testing.T) {
-	var outer, inner mw.LimitPerIP
+	var outer, inner middleware.LimitPerIP
 	outer.Max, inner.Max = 1, 10
-	told := make(chan *mw.Refusal, 1)
-	hook := mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap
-	ln := listen(t, "tcp", hook, outer.Wrap, mw.Proxy{Trusted: loopback}.Wrap, inner.Wrap)
+	told := make(chan *middleware.Refusal, 1)
+	hook := middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap
+	ln := listen(t, "tcp", hook, outer.Wrap, middleware.Proxy{Trusted: loopback}.Wrap, inner.Wrap)
 	from := accepting(t, ln)
 	client := netip.MustParseAddr("192.0.2.1")
 	self := netip.MustParseAddr("127.0.0.1")
@@ -220,7 +220,7 @@ func TestProxyOrder(t *testing.T) {
 
 	again := dial(t, ln)
 	withHeader(again)
-	require.Equal(t, mw.ReasonLimitPerIP, hear(t, told).Reason)
+	require.Equal(t, middleware.ReasonLimitPerIP, hear(t, told).Reason)
 	refused(t, again)
 	require.NoError(t, conn.Close())
 	require.Zero(t, outer.Open(client))
@@ -229,9 +229,9 @@ func TestProxyOrder(t *testing.T) {
 
 // What servers look for on a connection is there, and reads and writes go to the socket.
 func TestProxyMethods(t *testing.T) {
-	for name, stack := range map[string][]middleware{
-		"alone":      {mw.Proxy{Trusted: loopback}.Wrap},
-		"with hooks": append(append(all(), mw.Proxy{Trusted: loopback}.Wrap), all()...),
+	for name, stack := range map[string][]wrapper{
+		"alone":      {middleware.Proxy{Trusted: loopback}.Wrap},
+		"with hooks": append(append(all(), middleware.Proxy{Trusted: loopback}.Wrap), all()...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			ln := listen(t, "tcp", stack...)
@@ -266,14 +266,14 @@ func TestProxyMethods(t *testing.T) {
 func TestProxyHTTP(t *testing.T) {
 	for name, protocol := range map[string]string{"plain": "HTTP/1.1", "TLS": "HTTP/2.0"} {
 		t.Run(name, func(t *testing.T) {
-			stack := []middleware{mw.Proxy{Trusted: loopback}.Wrap}
+			stack := []wrapper{middleware.Proxy{Trusted: loopback}.Wrap}
 			if name == "TLS" {
-				stack = append([]middleware{secured(t).Wrap}, stack...)
+				stack = append([]wrapper{secured(t).Wrap}, stack...)
 			}
 			ln := listen(t, "tcp", stack...)
 			server := &http.Server{
 				ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-					_, ok := mw.ProxyHeader(conn)
+					_, ok := middleware.ProxyHeader(conn)
 					return context.WithValue(ctx, proxied{}, ok)
 				},
 				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -348,14 +348,14 @@ func FuzzProxy(f *testing.F) {
 	f.Add([]byte("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x04abcdGET /"), uint8(16), true)
 	f.Add([]byte("POST / HTTP/1.1\r\n\r\n"), uint8(2), true)
 	f.Fuzz(func(t *testing.T, sent []byte, cut uint8, opaque bool) {
-		told := make(chan *mw.Refusal, 1)
-		hook := mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap
+		told := make(chan *middleware.Refusal, 1)
+		hook := middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap
 		ends := newPipes()
 		var inner net.Listener = ends
 		if opaque {
 			inner = otherListener{ends}
 		}
-		ln := hook(mw.Proxy{TrustUnix: true, Trusted: loopback, Optional: true}.Wrap(inner))
+		ln := hook(middleware.Proxy{TrustUnix: true, Trusted: loopback, Optional: true}.Wrap(inner))
 		defer ln.Close()
 		results := make(chan accepted, 1)
 		go func() {
@@ -388,7 +388,7 @@ func FuzzProxy(f *testing.F) {
 			if want != nil {
 				require.ErrorIs(t, want, proxyproto.ErrNoProxyProtocol)
 			}
-			have, ok := mw.ProxyHeader(got.conn)
+			have, ok := middleware.ProxyHeader(got.conn)
 			require.Equal(t, want == nil, ok)
 			if ok {
 				require.True(t, have.EqualsTo(header))

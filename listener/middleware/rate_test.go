@@ -9,11 +9,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 func TestRate(t *testing.T) {
-	rate, seen := &mw.Rate{PerSecond: 1e-6, Burst: 3}, new(refusals)
+	rate, seen := &middleware.Rate{PerSecond: 1e-6, Burst: 3}, new(refusals)
 	ln, second := listen(t, "tcp", seen.wrap, rate.Wrap), listen(t, "tcp", rate.Wrap)
 	results, others := accepting(t, ln), accepting(t, second)
 	dial(t, ln)
@@ -24,13 +24,13 @@ func TestRate(t *testing.T) {
 	next(t, results)
 	refused(t, dial(t, ln))
 	refused(t, dial(t, second))
-	eventually(t, func() bool { return seen.count(mw.ReasonRate) == 1 }, "the hook is told of its listener")
+	eventually(t, func() bool { return seen.count(middleware.ReasonRate) == 1 }, "the hook is told of its listener")
 }
 
 // A rate that waits refuses nobody, and its wait ends with the listener.
 func TestRateWaits(t *testing.T) {
 	seen := new(refusals)
-	ln := listen(t, "tcp", seen.wrap, (&mw.Rate{PerSecond: 100, Burst: 1, Wait: true}).Wrap)
+	ln := listen(t, "tcp", seen.wrap, (&middleware.Rate{PerSecond: 100, Burst: 1, Wait: true}).Wrap)
 	results := accepting(t, ln)
 	for range 10 {
 		dial(t, ln)
@@ -38,9 +38,9 @@ func TestRateWaits(t *testing.T) {
 		next(t, results)
 		next(t, results)
 	}
-	require.Zero(t, seen.count(mw.ReasonRate))
+	require.Zero(t, seen.count(middleware.ReasonRate))
 
-	ln = listen(t, "tcp", (&mw.Rate{PerSecond: 1e-6, Burst: 1, Wait: true}).Wrap)
+	ln = listen(t, "tcp", (&middleware.Rate{PerSecond: 1e-6, Burst: 1, Wait: true}).Wrap)
 	dial(t, ln)
 	results = accepting(t, ln)
 	next(t, results)
@@ -50,7 +50,7 @@ func TestRateWaits(t *testing.T) {
 
 func TestRatePerSource(t *testing.T) {
 	seen := new(refusals)
-	rate := &mw.Rate{PerSecond: 1e-6, Burst: 5, SourcePerSecond: 1e-6, SourceBurst: 2}
+	rate := &middleware.Rate{PerSecond: 1e-6, Burst: 5, SourcePerSecond: 1e-6, SourceBurst: 2}
 	inside := &pretending{Listener: listen(t, "tcp")}
 	ln := seen.wrap(rate.Wrap(inside))
 	results := accepting(t, ln)
@@ -69,15 +69,15 @@ func TestRatePerSource(t *testing.T) {
 	refused(t, from("2001:db8::3"))
 	from("10.0.0.2")
 	next(t, results)
-	eventually(t, func() bool { return seen.count(mw.ReasonRatePerIP) == 11 }, "the hook is told")
+	eventually(t, func() bool { return seen.count(middleware.ReasonRatePerIP) == 11 }, "the hook is told")
 	refused(t, from("10.0.0.3"))
-	eventually(t, func() bool { return seen.count(mw.ReasonRate) == 1 }, "the hook is told")
+	eventually(t, func() bool { return seen.count(middleware.ReasonRate) == 1 }, "the hook is told")
 }
 
 // A rate that waits accepts nothing before its time. Where another listener was quicker, what was accepted waits, until it is
 // refused by Close.
 func TestRateInHand(t *testing.T) {
-	seen, rate := new(refusals), &mw.Rate{PerSecond: 1e-6, Burst: 1, Wait: true}
+	seen, rate := new(refusals), &middleware.Rate{PerSecond: 1e-6, Burst: 1, Wait: true}
 	var accepts atomic.Int32
 	began, ended := make(chan struct{}, 10), make(chan struct{}, 10)
 	a := listen(t, "tcp", seen.wrap, rate.Wrap, func(ln net.Listener) net.Listener {
@@ -94,7 +94,7 @@ func TestRateInHand(t *testing.T) {
 	require.ErrorIs(t, (<-results).err, os.ErrDeadlineExceeded)
 	require.NoError(t, a.Close())
 	refused(t, client)
-	require.Equal(t, 1, seen.count(mw.ReasonClosed))
+	require.Equal(t, 1, seen.count(middleware.ReasonClosed))
 	require.EqualValues(t, 1, accepts.Load())
 
 	// Without anything in hand there is no Accept at all.

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/berth-go/berth/internal/testneed"
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 const silentVariable = "BERTH_TEST_SILENT"
@@ -174,7 +174,7 @@ func TestTenThousandSilentBounded(t *testing.T) {
 
 // Connections that are reset at once, in between those that are good.
 func TestResetsAmongGood(t *testing.T) {
-	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *mw.Refusal) {
+	eachExamining(t, bounds{}, func(t *testing.T, e examining, ln net.Listener, _ <-chan *middleware.Refusal) {
 		e.echo(t, ln)
 		storm := make(chan struct{})
 		stop := make(chan struct{})

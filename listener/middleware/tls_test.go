@@ -16,13 +16,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 // secured is TLS with a certificate in memory.
-func secured(t testing.TB) *mw.TLS {
+func secured(t testing.TB) *middleware.TLS {
 	t.Helper()
-	secure, err := mw.NewTLS(mw.TLSConfig{Config: &tls.Config{Certificates: []tls.Certificate{certificateFor(t, "localhost")}}})
+	secure, err := middleware.NewTLS(middleware.TLSConfig{Config: &tls.Config{Certificates: []tls.Certificate{certificateFor(t, "localhost")}}})
 	require.NoError(t, err)
 	return secure
 }
@@ -48,9 +48,9 @@ func (l *logged) count(message string) int {
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // files writes a certificate for the names.
-func files(t testing.TB, dir string, names ...string) mw.CertificateFiles {
+func files(t testing.TB, dir string, names ...string) middleware.CertificateFiles {
 	t.Helper()
-	f := mw.CertificateFiles{Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
+	f := middleware.CertificateFiles{Certificate: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
 	certificate, key := pemFor(t, names...)
 	require.NoError(t, os.WriteFile(f.Certificate, certificate, 0o600))
 	require.NoError(t, os.WriteFile(f.Key, key, 0o600))
@@ -92,7 +92,7 @@ func TestTLSReload(t *testing.T) {
 	dir := t.TempDir()
 	f := files(t, dir, "localhost")
 	var log logged
-	secure, err := mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{f}, Check: time.Nanosecond, Logger: log.logger()})
+	secure, err := middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{f}, Check: time.Nanosecond, Logger: log.logger()})
 	require.NoError(t, err)
 	ln := listen(t, "tcp", secure.Wrap)
 	greet(t, ln)
@@ -151,7 +151,7 @@ func TestTLSReloadUnseen(t *testing.T) {
 	}
 	write(written)
 	var log logged
-	secure, err := mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{f}, Check: time.Nanosecond, Logger: log.logger()})
+	secure, err := middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{f}, Check: time.Nanosecond, Logger: log.logger()})
 	require.NoError(t, err)
 	ln := listen(t, "tcp", secure.Wrap)
 	greet(t, ln)
@@ -182,8 +182,8 @@ func TestTLSReloadByLink(t *testing.T) {
 	}
 	link := filepath.Join(dir, "now")
 	require.NoError(t, os.Symlink("1", link))
-	secure, err := mw.NewTLS(mw.TLSConfig{
-		Files: []mw.CertificateFiles{{Certificate: filepath.Join(link, "cert.pem"), Key: filepath.Join(link, "key.pem")}},
+	secure, err := middleware.NewTLS(middleware.TLSConfig{
+		Files: []middleware.CertificateFiles{{Certificate: filepath.Join(link, "cert.pem"), Key: filepath.Join(link, "key.pem")}},
 		Check: time.Nanosecond,
 	})
 	require.NoError(t, err)
@@ -199,7 +199,7 @@ func TestTLSReloadByLink(t *testing.T) {
 // Between two looks the files do not matter, whoever comes.
 func TestTLSLooksNowAndThen(t *testing.T) {
 	f := files(t, t.TempDir(), "localhost")
-	secure, err := mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{f}, Check: time.Hour})
+	secure, err := middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{f}, Check: time.Hour})
 	require.NoError(t, err)
 	ln := listen(t, "tcp", secure.Wrap)
 	greet(t, ln)
@@ -214,7 +214,7 @@ func TestTLSByName(t *testing.T) {
 	inMemory := certificateFor(t, "third.test")
 	config := &tls.Config{Certificates: []tls.Certificate{inMemory}, MinVersion: tls.VersionTLS13}
 	before := config.Clone()
-	secure, err := mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{first, second}, Config: config})
+	secure, err := middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{first, second}, Config: config})
 	require.NoError(t, err)
 	require.Equal(t, before, config, "it is not changed")
 	ln := listen(t, "tcp", secure.Wrap)
@@ -234,28 +234,28 @@ func TestTLSByName(t *testing.T) {
 
 // What is wrong at the start is said then, with the names of the files.
 func TestTLSStart(t *testing.T) {
-	_, err := mw.NewTLS(mw.TLSConfig{})
+	_, err := middleware.NewTLS(middleware.TLSConfig{})
 	require.ErrorContains(t, err, "there is no certificate")
 	dir := t.TempDir()
 	f := files(t, dir, "localhost")
 	other := files(t, t.TempDir(), "localhost")
-	_, err = mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{f, {Certificate: f.Certificate, Key: other.Key}}})
+	_, err = middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{f, {Certificate: f.Certificate, Key: other.Key}}})
 	require.ErrorContains(t, err, f.Certificate)
 	require.ErrorContains(t, err, other.Key)
-	_, err = mw.NewTLS(mw.TLSConfig{Files: []mw.CertificateFiles{{Certificate: f.Certificate, Key: filepath.Join(dir, "none")}}})
+	_, err = middleware.NewTLS(middleware.TLSConfig{Files: []middleware.CertificateFiles{{Certificate: f.Certificate, Key: filepath.Join(dir, "none")}}})
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 // net/http speaks HTTP/2 and HTTP/1, with the handshake here or left to it, and with every other middleware around and inside.
 func TestTLSHTTP(t *testing.T) {
 	for name, lazy := range map[string]bool{"ready": false, "lazy": true} {
-		for around, stack := range map[string]func(middleware) []middleware{
-			"alone":      func(m middleware) []middleware { return []middleware{m} },
-			"with hooks": func(m middleware) []middleware { return append(append(all(), m), all()...) },
-			"inside":     func(m middleware) []middleware { return append(all(), m) },
+		for around, stack := range map[string]func(wrapper) []wrapper{
+			"alone":      func(m wrapper) []wrapper { return []wrapper{m} },
+			"with hooks": func(m wrapper) []wrapper { return append(append(all(), m), all()...) },
+			"inside":     func(m wrapper) []wrapper { return append(all(), m) },
 		} {
 			t.Run(name+"/"+around, func(t *testing.T) {
-				secure, err := mw.NewTLS(mw.TLSConfig{
+				secure, err := middleware.NewTLS(middleware.TLSConfig{
 					Config: &tls.Config{Certificates: []tls.Certificate{certificateFor(t, "localhost")}}, Lazy: lazy,
 				})
 				require.NoError(t, err)
@@ -280,15 +280,15 @@ func TestTLSHTTP(t *testing.T) {
 
 // A failed handshake is told as such, and an observer that is further in counts the connection out.
 func TestTLSFailure(t *testing.T) {
-	told := make(chan *mw.Refusal, 1)
-	var track mw.Track
-	ln := listen(t, "tcp", mw.Hook{Refused: func(_ net.Conn, why *mw.Refusal) { told <- why }}.Wrap, secured(t).Wrap, track.Wrap)
+	told := make(chan *middleware.Refusal, 1)
+	var track middleware.Track
+	ln := listen(t, "tcp", middleware.Hook{Refused: func(_ net.Conn, why *middleware.Refusal) { told <- why }}.Wrap, secured(t).Wrap, track.Wrap)
 	accepting(t, ln)
 	client := dial(t, ln)
 	_, err := io.WriteString(client, "nonsense\r\n")
 	require.NoError(t, err)
 	why := hear(t, told)
-	require.Equal(t, mw.ReasonTLS, why.Reason)
+	require.Equal(t, middleware.ReasonTLS, why.Reason)
 	require.ErrorAs(t, why, new(tls.RecordHeaderError))
 	require.Zero(t, track.Open())
 }

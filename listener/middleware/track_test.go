@@ -13,13 +13,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	mw "github.com/berth-go/berth/listener/middleware"
+	"github.com/berth-go/berth/listener/middleware"
 )
 
 func TestTrack(t *testing.T) {
-	track := new(mw.Track)
+	track := new(middleware.Track)
 	require.NoError(t, track.Drain(context.Background()), "nothing is open")
-	ln := listen(t, "tcp", track.Wrap, mw.Hook{Accept: func(net.Conn) error { return nil }}.Wrap)
+	ln := listen(t, "tcp", track.Wrap, middleware.Hook{Accept: func(net.Conn) error { return nil }}.Wrap)
 	before := time.Now()
 	clientA, a := connect(t, ln)
 	clientB, b := connect(t, ln)
@@ -55,7 +55,7 @@ func TestTrack(t *testing.T) {
 // A connection over which something moves is not quiet, in whatever direction.
 func TestCloseQuiet(t *testing.T) {
 	for while := 50 * time.Millisecond; ; while *= 2 {
-		track := new(mw.Track)
+		track := new(middleware.Track)
 		ln := listen(t, "tcp", track.Wrap)
 		quiet, _ := connect(t, ln)
 		talking, listening := connect(t, ln)
@@ -93,8 +93,8 @@ func TestOutsideOfTLS(t *testing.T) {
 	certified.StartTLS()
 	certified.Close()
 	inTLS := func(ln net.Listener) net.Listener { return tls.NewListener(ln, certified.TLS) }
-	track, limit := new(mw.Track), &mw.Limit{Max: 10}
-	inside := new(mw.Track)
+	track, limit := new(middleware.Track), &middleware.Limit{Max: 10}
+	inside := new(middleware.Track)
 	ln := listen(t, "tcp", track.Wrap, limit.Wrap, inTLS, inside.Wrap)
 	server := &http.Server{TLSConfig: certified.TLS, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.Proto)
