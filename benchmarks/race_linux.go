@@ -61,7 +61,7 @@ var raceExperiment = experiment{name: "Race", title: "Many processes, one range,
 	}
 	return []row{
 		{
-			name: name + "/lease=start", text: text + ", from the start of the first process to the last `Pool.Lease`", goal: beyondBare(10 * ms),
+			name: name + "/lease=start", text: text + ", from the start of the first process to the last `Pool.Lease` (records come half a second later)", goal: beyondBare(10 * ms),
 			ours: start("berth-pool", byPool), bare: start("start alone", byNothing),
 			peers: []contestant{start("net-random-start", byRandom), start("find-then-listen", byFind), start("net-in-order", ""), start("consul-freeport", byFreeport)},
 		},

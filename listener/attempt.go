@@ -44,11 +44,11 @@ type attempt[S io.Closer] struct {
 	// unstoppable are those whom a reclaim asked to end, and who did not.
 	unstoppable []strategy.Holder
 
-	from      int            // the index of the Source that had the socket, or fromBind
-	byAddress bool           // the name is of several sockets, so it tells none of them
-	state     registry.Place // zero: it follows from the Config
-	records   *registry.Dir  // nil: no locks, or none yet
-	lock      *registry.Lock // taken early, to replace a stale Unix socket
+	from      int               // the index of the Source that had the socket, or fromBind
+	byAddress bool              // the name is of several sockets, so it tells none of them
+	state     registry.Location // zero: it follows from the Config
+	records   *registry.Dir     // nil: no locks, or none yet
+	lock      *registry.Lock    // taken early, to replace a stale Unix socket
 }
 
 func (a *attempt[S]) run(ctx context.Context) (S, hold, error) {
@@ -425,20 +425,19 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 	if err != nil || target.Path != "" { // a colon in a path is no port
 		return socket, false, fmt.Errorf("fall back: %s has no port to change", a.requested)
 	}
-	var state registry.Place
+	var state registry.Location
 	if a.records != nil {
-		state = a.records.Place
+		state = a.records.Location
 	}
 	const passes = 3
 	for range passes {
 		lost := false
 		for _, r := range ranges {
 			taken, _ := sockets.Taken(target, r.First, r.Last) // without the hint every port is tried
-			released := state.Released()
 			for port := int(r.First); port <= int(r.Last); port++ {
 				// Also after the bind, in case that it is released just now; before, since to whoever keeps it the bind would look as if
-				// it were taken for good. A record is read only of a port that is free: of few.
-				if taken.Has(uint16(port)) || released != nil && keptAt(released, onPort(target, uint16(port))) != nil {
+				// it were taken for good.
+				if taken.Has(uint16(port)) || keptAt(state, onPort(target, uint16(port))) != nil {
 					continue
 				}
 				if err := ctx.Err(); err != nil {
@@ -504,7 +503,7 @@ func (a *attempt[S]) lockAddress(socket S) string {
 // takeLock takes the lock: that of the parent where it came with the socket.
 func (a *attempt[S]) takeLock(ctx context.Context, address string) (adopted bool, err error) {
 	if a.records == nil {
-		if a.state == (registry.Place{}) {
+		if a.state == (registry.Location{}) {
 			if a.state, err = registry.Locate(a.config.StateDir); err != nil {
 				return false, err
 			}

@@ -82,7 +82,7 @@ type joining struct {
 }
 
 func (f *Fleet) newJoining(ctx context.Context) (*joining, error) {
-	l, err := f.Pool.newLeasing(ctx, nil)
+	l, err := f.Pool.newLeasing(nil)
 	if err != nil {
 		return nil, err
 	}

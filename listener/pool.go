@@ -88,7 +88,10 @@ const (
 // Where all ports are taken it waits, as long as Wait allows. Those who wait for ports of the same pool (the same network,
 // host and ports, and a state directory that can be used) are served in the order in which they came, across all
 // processes; one that dies waiting holds up nobody. Whoever comes while others wait is last. On Linux a port that comes
-// back is noticed at once; elsewhere, and where it was a stranger's, within a quarter of a second.
+// back is noticed at once, that of a lease of the last half second a moment later; elsewhere, and where it was a stranger's,
+// within a quarter of a second.
+//
+// A lease is recorded after half a second, if it is not a listener by then, which is recorded at once.
 //
 // A failure is an [*net.OpError] as that of Listen; where all ports are taken, with a [*PoolError] in it, which says by
 // whom.
@@ -103,7 +106,7 @@ func (p *Pool) Lease(ctx context.Context, name string) (*Reservation, error) {
 // LeaseAll is [Pool.Lease] for several services, all or none, in their order. It takes the ports when there are enough, and
 // none before, so those who wait behind it wait too. Without names it returns none.
 func (p *Pool) LeaseAll(ctx context.Context, names ...string) ([]*Reservation, error) {
-	l, err := p.newLeasing(ctx, names)
+	l, err := p.newLeasing(names)
 	if err != nil {
 		return nil, err
 	}
@@ -112,35 +115,29 @@ func (p *Pool) LeaseAll(ctx context.Context, names ...string) ([]*Reservation, e
 
 // A leasing is one call of Pool.LeaseAll.
 type leasing struct {
-	pool   *Pool
-	config Config
-	parts  []string // of the network
-	offer  offer    // of all ports; each lease has them in an order of its own
-	ports  []strategy.Range
-	names  []string
-	log    *slog.Logger
-	place  registry.Place // of state
-	opened bool
-	state  *registry.Dir // nil: cannot be used, or not opened
+	pool     *Pool
+	config   Config
+	parts    []string // of the network
+	offer    offer    // of all ports; each lease has them in an order of its own. Empty until run
+	ports    []strategy.Range
+	names    []string
+	log      *slog.Logger
+	location registry.Location // of state
+	lost     error             // why there is none; nil: there is one
+	opened   bool
+	state    *registry.Dir // nil: cannot be used, or not opened
 
 	recordAfter time.Duration
 }
 
-func (p *Pool) newLeasing(ctx context.Context, names []string) (_ *leasing, err error) {
+func (p *Pool) newLeasing(names []string) (_ *leasing, err error) {
 	l := &leasing{pool: p, config: p.Config, names: names, log: p.Config.logger(), recordAfter: recordAfter}
 	l.config.Strategy = strategy.FailFast{}
 	if len(names) == 1 && names[0] != "" {
 		l.config.Name = names[0]
 	}
-	l.place, _ = registry.Locate(p.Config.StateDir) // the error comes up again in dir
-	if l.ports, err = p.ports(); err == nil {
-		l.parts, err = parseNetworks(p.network())
-	}
-	if err == nil {
-		l.offer = offer{host: p.Host, ports: l.ports, fixed: isFixed(l.ports)}
-		err = l.offer.resolve(ctx, l.parts, p.Config.Net.MultipathTCP())
-	}
-	if err != nil {
+	l.location, l.lost = registry.Locate(p.Config.StateDir)
+	if l.ports, err = p.ports(); err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: p.network(), Err: err}
 	}
 	return l, nil
@@ -214,11 +211,17 @@ func rangesText(ranges []strategy.Range) string {
 }
 
 func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
+	if len(l.names) == 0 {
+		return nil, nil
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, l.failure(nil, err)
 	}
+	if err := l.resolve(ctx); err != nil {
+		return nil, &net.OpError{Op: "reserve", Net: l.pool.network(), Err: err}
+	}
 	full := error(os.NewSyscallError("bind", syscall.EADDRINUSE)) // others are first until there is a failure
-	if !l.othersWait() {
+	if !l.othersWait(ctx) {
 		leases, err := l.try(ctx)
 		if err == nil || !isInUse(err) {
 			return leases, err
@@ -231,8 +234,16 @@ func (l *leasing) run(ctx context.Context) ([]*Reservation, error) {
 	return l.wait(ctx, full)
 }
 
+func (l *leasing) resolve(ctx context.Context) (err error) {
+	if l.parts, err = parseNetworks(l.pool.network()); err != nil {
+		return err
+	}
+	l.offer = offer{host: l.pool.Host, ports: l.ports, fixed: isFixed(l.ports)}
+	return l.offer.resolve(ctx, l.parts, l.config.Net.MultipathTCP())
+}
+
 // queues is where all queues of a state directory are. It is there as long as one is, so there is nearly always nothing to do but
-// to see that it is not.
+// to see that it is not. What a killed process leaves there costs a few microseconds.
 const queues = "queues"
 
 // line is the path of the pool's queue.
@@ -241,25 +252,28 @@ func (p *Pool) line(state *registry.Dir) string {
 }
 
 // dir is the state directory; nil where it cannot be used.
-func (l *leasing) dir() *registry.Dir {
+func (l *leasing) dir(ctx context.Context) *registry.Dir {
 	if !l.opened {
 		l.opened = true
-		var err error
-		if l.state, err = registry.Open(l.config.StateDir); err != nil {
-			l.log.Warn("no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
+		err := l.lost
+		if err == nil {
+			l.state, err = l.location.Open()
+		}
+		if err != nil {
+			l.log.LogAttrs(ctx, slog.LevelWarn, "no queue and no memory for this pool, so those who wait are served in no order", slog.Any("error", err))
 		}
 	}
 	return l.state
 }
 
-func (l *leasing) othersWait() bool {
-	return l.place.May(queues) && l.dir() != nil && queue.Length(l.pool.line(l.dir())) > 0
+func (l *leasing) othersWait(ctx context.Context) bool {
+	return l.location.MayHave(queues) && l.dir(ctx) != nil && queue.Length(l.pool.line(l.state)) > 0
 }
 
 // leave gives up a place in the queue.
 func (l *leasing) leave(place *queue.Place) {
 	place.Leave()
-	_ = os.Remove(l.dir().PathOf(queues)) // it fails as long as there are others
+	_ = os.Remove(l.state.PathOf(queues)) // it fails as long as there are others
 }
 
 // wait waits in turn. full is the last failure.
@@ -267,8 +281,8 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 	l.recordAfter = 0 // whoever waits next sees the end of a lease by that of its lock
 	var place *queue.Place
 	var err error
-	if l.dir() != nil {
-		if place, err = queue.Join(l.pool.line(l.dir())); err != nil {
+	if l.dir(ctx) != nil {
+		if place, err = queue.Join(l.pool.line(l.state)); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "no queue for this pool, so those who wait are served in no order", slog.Any("error", err))
 		} else {
 			defer l.leave(place)
@@ -281,13 +295,13 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 	defer cancel()
 	l.log.LogAttrs(ctx, slog.LevelDebug, "waiting for a port", slog.String("pool", l.pool.address(l.ports)))
 
-	pause, first := retryFirst, false
+	pause, first, begin := retryFirst, false, time.Now()
 	var tried time.Time
 	for {
 		if !first && (place == nil || place.First()) {
 			first = true
 			if place != nil {
-				_ = place.Watch(l.place.Path()) // where leases end; without, there are the pauses
+				_ = place.Watch(l.location.Path()) // where leases end; without, there are the pauses
 			}
 		}
 		if first {
@@ -305,7 +319,8 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 			return nil, l.failure(full, err)
 		}
 		longest := retryBlind
-		if place != nil && place.Watches() {
+		// Leases of before are not seen to end until they are recorded, and there are no new ones.
+		if place != nil && place.Watches() && time.Since(begin) > recordAfter {
 			longest = retrySeeing
 		}
 		if pause = min(2*pause, longest); changed {
@@ -341,6 +356,11 @@ func (l *leasing) try(ctx context.Context) ([]*Reservation, error) {
 		}
 		leases = append(leases, lease)
 	}
+	if l.recordAfter == 0 {
+		for _, lease := range leases {
+			lease.recordLate()
+		}
+	}
 	return leases, nil
 }
 
@@ -354,7 +374,7 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 	order := rotate(l.ports, rand.N(count(l.ports)))
 	// Whatever the order, a Source is asked for all of the ports, and they are handed on so: the next version of the program need
 	// not know why one of them came first.
-	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), state: l.place, offers: make([]offer, 0, 2)}
+	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), state: l.location, offers: make([]offer, 0, 2)}
 	add := func(ports []strategy.Range) {
 		o := l.offer
 		o.ports = ports
@@ -363,9 +383,9 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 	var memory sticky.Memory
 	var remembered string
 	if l.pool.Sticky {
-		if l.dir() != nil {
+		if l.dir(ctx) != nil {
 			remembered = l.pool.key() + ".ports"
-			memory = sticky.Read(l.dir(), remembered)
+			memory = sticky.Read(l.state, remembered)
 		}
 		order = preferred(l.ports, memory, config.Name)
 		if e, ok := memory.Of(config.Name); ok && order[0] == single(e.Number) {
@@ -374,12 +394,16 @@ func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error)
 		}
 	}
 	add(order)
-	lease, err := config.reserve(ctx, l.pool.network(), b, l.recordAfter)
+	after := l.recordAfter
+	if after == 0 && len(l.names) > 1 {
+		after = recordAfter // or not at all: a record of one that is given back would wake who waits, this call first
+	}
+	lease, err := config.reserve(ctx, l.pool.network(), b, after)
 	if err != nil {
 		return nil, err
 	}
-	if l.pool.Sticky && l.dir() != nil {
-		if err := sticky.Remember(l.dir(), remembered, memory, config.Name, portOf(lease.Addr())); err != nil {
+	if l.pool.Sticky && l.state != nil {
+		if err := sticky.Remember(l.state, remembered, memory, config.Name, portOf(lease.Addr())); err != nil {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "the port is not remembered", slog.String("name", config.Name), slog.Any("error", err))
 		}
 	}

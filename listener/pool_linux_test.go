@@ -1,14 +1,19 @@
 package listener_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/berth-go/berth/listener"
 )
 
 func init() {
@@ -74,4 +79,33 @@ func TestPoolStateDirectoryFullOrReadOnly(t *testing.T) {
 			require.Contains(t, log.String(), "no queue for this pool")
 		})
 	}
+}
+
+// Whoever waits looks when something has changed, and his own look is no change, whatever there is in the state directory.
+func TestPoolWaitsQuietly(t *testing.T) {
+	tries := func(t *testing.T, p *listener.Pool, names ...string) int64 {
+		var sockets atomic.Int64
+		waiter := *p
+		waiter.Wait = 500 * time.Millisecond
+		waiter.Config.Net.Control = func(string, string, syscall.RawConn) error {
+			sockets.Add(1)
+			return nil
+		}
+		_, err := waiter.LeaseAll(t.Context(), names...)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		return sockets.Load()
+	}
+	const few = 120 // a look each 50 ms and two sockets each; without rest there would be one each millisecond
+	t.Run("while another port is released", func(t *testing.T) {
+		p := pool(t, 1)
+		lease(t, p, "web")
+		other := reserve(t, &p.Config, "tcp", "127.0.0.1:"+freePort(t))
+		require.NoError(t, other.Release(t.Context(), time.Hour))
+		require.Less(t, tries(t, p, "a"), int64(few))
+	})
+	t.Run("for several ports of which some are free", func(t *testing.T) {
+		p := pool(t, 2)
+		lease(t, p, "web")
+		require.Less(t, tries(t, p, "a", "b"), int64(few))
+	})
 }

@@ -23,6 +23,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/berth-go/berth/internal/ephemeral"
+	"github.com/berth-go/berth/internal/registry"
 	"github.com/berth-go/berth/listener"
 	"github.com/berth-go/berth/strategy"
 )
@@ -639,6 +640,31 @@ func TestPoolHoldersAreKilled(t *testing.T) {
 			require.NoError(t, l.Close())
 		}
 	}
+}
+
+// Each lease is recorded under its name, in the directory that was meant when it was asked for.
+func TestPoolLeasesAreRecorded(t *testing.T) {
+	t.Chdir(t.TempDir())
+	p := pool(t, 3)
+	p.Config.StateDir = "state"
+	state, err := filepath.Abs(p.Config.StateDir)
+	require.NoError(t, err)
+	leases, err := p.LeaseAll(t.Context(), "a", "b")
+	require.NoError(t, err)
+	elsewhere := t.TempDir()
+	t.Chdir(elsewhere)
+	ln, err := leases[0].Listen()
+	require.NoError(t, err)
+	require.NoError(t, leases[1].Extend(time.Hour))
+	names := map[string]registry.State{}
+	for _, r := range records(t, state) {
+		names[r.Name] = r.State
+	}
+	require.Equal(t, map[string]registry.State{"a": registry.Listening, "b": registry.Reserved}, names)
+	require.Empty(t, filesIn(t, elsewhere))
+	require.NoError(t, ln.Close())
+	require.NoError(t, leases[1].Close())
+	require.Empty(t, filesIn(t, state))
 }
 
 func TestPoolStateDirectory(t *testing.T) {

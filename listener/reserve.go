@@ -28,12 +28,12 @@ type Reservation struct {
 	from   attempt[parts] // how it was obtained
 	since  time.Time
 
-	mu     sync.Mutex // not held while anything outside is called: events, a Keeper
+	mu     sync.Mutex // not held while events are told or a Keeper is called
 	parts  parts
 	locks  []*registry.Lock // of what was released
 	mark   *registry.Mark   // that something was; nil: nothing was
 	err    error            // why it ended; nil: it has not
-	done   chan struct{}    // closed when it has; nil: nobody has asked yet
+	done   chan struct{}    // closed when it has
 	detach func() bool      // from the context
 	until  time.Time        // zero: no end
 	timer  *time.Timer      // of Extend; nil: the context's deadline holds
@@ -76,7 +76,7 @@ func (c *Config) Reserve(ctx context.Context, network string, addresses ...strin
 // reserve is Reserve, with what the binder finds. Lock and record are written so much later, if there is still a reservation to
 // record by then.
 func (c *Config) reserve(ctx context.Context, network string, b *binder, recordAfter time.Duration) (*Reservation, error) {
-	r := &Reservation{config: c, since: time.Now()}
+	r := &Reservation{config: c, since: time.Now(), done: make(chan struct{})}
 	a := &r.from
 	*a = attempt[parts]{config: c, op: "reserve", network: network, requested: b.requested, take: b.take(ctx), bind: b.bind, addrOf: parts.addr}
 	if c.OnEvent != nil {
@@ -104,13 +104,15 @@ func (c *Config) reserve(ctx context.Context, network string, b *binder, recordA
 		r.detach = context.AfterFunc(ctx, func() { r.contextEnded(ctx.Err(), context.Cause(ctx)) })
 	}
 	if recordAfter > 0 {
-		r.late = time.AfterFunc(recordAfter, func() {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.recordLateLocked()
-		})
+		r.late = time.AfterFunc(recordAfter, r.recordLate)
 	}
 	return r, nil
+}
+
+func (r *Reservation) recordLate() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.recordLateLocked()
 }
 
 // recordLateLocked records what is not recorded yet.
@@ -137,9 +139,8 @@ func (r *Reservation) recordAll(ctx context.Context, config *Config) {
 func (r *Reservation) record(ctx context.Context, config *Config, p *part) {
 	a := attempt[parts]{config: config, network: p.network, requested: p.address, log: r.from.log, records: r.from.records, asked: r.from.asked, state: r.from.state}
 	_, err := a.takeLock(ctx, p.addr.String())
-	r.from.records = a.records
 	if err == nil {
-		p.lock = a.lock
+		p.records, p.lock = a.records, a.lock
 		if err = p.lock.Write(r.newRecord(p)); err != nil {
 			err = errors.Join(err, p.lock.Release())
 			p.lock = nil
@@ -306,7 +307,7 @@ func (r *Reservation) choose(most int, fits func(*part) bool) (parts, error) {
 // possess makes what a Config gives of a part: serve has the socket, and what was reserved outside of it goes along.
 func possess[S io.Closer](r *Reservation, a *attempt[S], p *part, serve func(*part) (S, error)) (S, hold, error) {
 	a.start()
-	a.from, a.history, a.origin, a.state, a.lock = r.from.from, r.from.history, r.from.origin, r.from.state, p.lock
+	a.from, a.history, a.origin, a.state, a.records, a.lock = r.from.from, r.from.history, r.from.origin, r.from.state, p.records, p.lock
 	if r.config.OnEvent != nil {
 		a.asked = time.Now()
 	}
@@ -389,9 +390,7 @@ func (r *Reservation) finishLocked(cause error) error {
 			errs = append(errs, p.passed.Close())
 		}
 	}
-	if r.done != nil {
-		close(r.done)
-	}
+	close(r.done)
 	return errors.Join(errs...)
 }
 
@@ -408,21 +407,7 @@ func (r *Reservation) endedLocked(op string) error {
 }
 
 // Done is closed when the reservation has ended.
-func (r *Reservation) Done() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.doneLocked()
-}
-
-func (r *Reservation) doneLocked() <-chan struct{} {
-	if r.done == nil {
-		r.done = make(chan struct{})
-		if r.err != nil {
-			close(r.done)
-		}
-	}
-	return r.done
-}
+func (r *Reservation) Done() <-chan struct{} { return r.done }
 
 // Err tells why the reservation has ended, nil as long as it has not: [net.ErrClosed] for Close, Listen, and a Release whose
 // port was taken; else the cause of the context, or [context.DeadlineExceeded] for an end of its time.

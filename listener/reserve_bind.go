@@ -31,6 +31,7 @@ type part struct {
 	conn    net.PacketConn // UDP
 	passed  *os.File       // duplicate for every Command; nil: none yet
 	lock    *registry.Lock // nil: none
+	records *registry.Dir  // of the lock
 	gone    bool           // it is a listener by now, or closed
 }
 
@@ -118,7 +119,7 @@ type binder struct {
 	offers    []offer  // of all
 
 	log   *slog.Logger
-	state registry.Place
+	state registry.Location
 }
 
 func newBinder(ctx context.Context, c *Config, network string, addresses []string) (*binder, error) {
@@ -235,15 +236,15 @@ func (b *binder) bindOffer(ctx context.Context, o *offer) (parts, error) {
 					if err := ctx.Err(); err != nil {
 						return nil, err
 					}
-					ps, f := t.port(ctx, uint16(port), remains)
-					if f.cause == nil {
+					ps, no := t.port(ctx, uint16(port), remains)
+					if no.cause == nil {
 						return ps, nil
 					}
 					if first == nil {
-						first = f.error()
+						first = no.opError()
 					}
-					if !isInUse(f.cause) && !errors.Is(f.cause, fs.ErrPermission) {
-						return nil, f.error()
+					if !isInUse(no.cause) && !errors.Is(no.cause, fs.ErrPermission) {
+						return nil, no.opError()
 					}
 				}
 			}
@@ -271,22 +272,22 @@ func (t *trial) close() {
 	}
 }
 
-// A failure is why a port cannot be had. Of those who try many, nobody wants to know more than that the port is taken.
-type failure struct {
+// A refusal is why a port cannot be had. Of those who try many, nobody wants to know more than that the port is taken.
+type refusal struct {
 	place *place
 	port  uint16
 	cause error // nil: it can be had
 }
 
-func (f failure) error() error {
-	return &net.OpError{Op: "reserve", Net: f.place.network, Addr: f.place.addr(f.port), Err: f.cause}
+func (r refusal) opError() error {
+	return &net.OpError{Op: "reserve", Net: r.place.network, Addr: r.place.addr(r.port), Err: r.cause}
 }
 
 // port takes the port in every place, or none.
-func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f failure) {
+func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, no refusal) {
 	var taken parts
 	defer func() {
-		if f.cause != nil {
+		if no.cause != nil {
 			_ = taken.Close() // the failure is what counts
 		}
 	}()
@@ -294,7 +295,7 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f
 		p := &t.offer.places[i]
 		if remains || p.kind.Network == "udp" { // the bind would look to whoever keeps the port as if it were taken for good
 			if kept := keptBy(t.state, p.network, p.addr(port)); kept != nil {
-				return nil, failure{p, port, os.NewSyscallError("bind", kept)}
+				return nil, refusal{p, port, os.NewSyscallError("bind", kept)}
 			}
 		}
 		s, addr, err := t.bindPlace(ctx, i, port, remains)
@@ -303,17 +304,17 @@ func (t *trial) port(ctx context.Context, port uint16, remains bool) (_ parts, f
 				t.log.LogAttrs(ctx, slog.LevelInfo, "this machine does not have "+p.ip.String()+", so nobody can take it", slog.String("network", p.network))
 				continue
 			}
-			return nil, failure{p, port, err}
+			return nil, refusal{p, port, err}
 		}
 		t.sockets[i] = nil
 		port = addr.Port() // where it was 0
 		bound := &part{network: p.network, address: p.address, addr: addrOf(p.kind.Network, addr.Addr(), port), socket: s}
 		taken = append(taken, bound)
 		if kept := keptBy(t.state, p.network, bound.addr); kept != nil {
-			return nil, failure{p, port, os.NewSyscallError("bind", kept)}
+			return nil, refusal{p, port, os.NewSyscallError("bind", kept)}
 		}
 	}
-	return taken, failure{}
+	return taken, refusal{}
 }
 
 // isAbsent tells whether an error says that the machine does not have the address or its family.
@@ -405,20 +406,17 @@ func (*keptError) Is(target error) bool { return target == syscall.EADDRINUSE }
 
 // keptBy tells whether a cooperating process has released the address for another that is about to bind it. An address that
 // covers this one, or that it covers, counts too, as far as they are the usual ones. Nil means that it is free.
-func keptBy(state registry.Place, network string, addr net.Addr) error {
-	records := state.Released()
-	if records == nil {
-		return nil
-	}
+func keptBy(state registry.Location, network string, addr net.Addr) error {
 	target, ok := sockets.TargetOf(network, addr)
 	if !ok {
 		return nil
 	}
-	return keptAt(records, target)
+	return keptAt(state, target)
 }
 
-func keptAt(records *registry.Dir, target sockets.Target) error {
-	if target.Path != "" {
+func keptAt(state registry.Location, target sockets.Target) error {
+	records := state.OpenIfReleased()
+	if records == nil || target.Path != "" {
 		return nil
 	}
 	own := target.Addr.Addr()

@@ -362,6 +362,21 @@ func TestReservationKilledAtAnyPoint(t *testing.T) {
 	require.NotZero(t, left, "no round has hit anything")
 }
 
+// What was locked once stays so, and is freed, whatever becomes of the state directory.
+func TestListenKeepsTheLockOfTheReservation(t *testing.T) {
+	cfg := &listener.Config{StateDir: t.TempDir()}
+	r := reserve(t, cfg, "tcp", "127.0.0.1:0")
+	require.NoError(t, os.Chmod(cfg.StateDir, 0o777))
+	ln, err := r.Listen()
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(cfg.StateDir, 0o700))
+	all := records(t, cfg.StateDir)
+	require.Len(t, all, 1)
+	require.Equal(t, registry.Listening, all[0].State)
+	require.NoError(t, ln.Close())
+	require.Empty(t, filesIn(t, cfg.StateDir))
+}
+
 // A state directory of no use is reported, and a port is nobody's twice for all that.
 func TestReserveStateDirUnusable(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -533,6 +548,15 @@ func TestReleaseWhateverTheClockSays(t *testing.T) {
 	notReserved(t, cfg, "tcp", address)
 	kill(t, p)
 	reserve(t, cfg, "tcp", address)
+}
+
+// Where nothing can say that something is released, its record still does.
+func TestReleaseWithoutAMark(t *testing.T) {
+	cfg := &listener.Config{StateDir: t.TempDir()}
+	r := reserve(t, cfg, "tcp", "127.0.0.1:"+freePort(t))
+	require.NoError(t, os.Mkdir(filepath.Join(cfg.StateDir, "released"), 0o700))
+	require.NoError(t, r.Release(t.Context(), time.Hour))
+	require.ErrorIs(t, notReserved(t, cfg, "tcp", r.Addr().String()), syscall.EADDRINUSE)
 }
 
 // Whoever takes it and cooperates has the lock and the record at once.

@@ -57,29 +57,26 @@ func (r *Reservation) Release(ctx context.Context, grace time.Duration) error {
 		return r.endedLocked("release")
 	}
 	r.extendLocked(until)
-	done := r.doneLocked()
-	r.grace.Go(func() { r.awaitUse(ctx, targets, done) })
+	r.grace.Go(func() { r.awaitUse(ctx, targets) })
 	return errors.Join(errs...)
 }
 
 // keepOffLocked writes for all to read that the address is kept.
 func (r *Reservation) keepOffLocked(p *part, until time.Time) error {
+	var markErr error
 	if r.mark == nil {
-		var err error
-		if r.mark, err = r.from.records.MarkReleased(); err != nil {
-			return err
-		}
+		r.mark, markErr = p.records.MarkReleased()
 	}
 	rec := r.newRecord(p)
 	rec.State, rec.Until, rec.Inode = registry.Released, until, 0
-	return p.lock.Write(rec)
+	return errors.Join(markErr, p.lock.Write(rec)) // who sees something in place of the mark reads records too
 }
 
 // awaitUse ends the reservation when somebody has one of the addresses, or with the context.
-func (r *Reservation) awaitUse(ctx context.Context, targets []sockets.Target, done <-chan struct{}) {
+func (r *Reservation) awaitUse(ctx context.Context, targets []sockets.Target) {
 	for pause := firstLook; ; pause = min(2*pause, latestLook) {
 		select {
-		case <-done:
+		case <-r.done:
 			return
 		case <-ctx.Done():
 			_ = r.end(context.Cause(ctx), nil)

@@ -17,8 +17,7 @@ import (
 // A Socket is for one goroutine until it is bound; then its methods may be called from several.
 type Socket struct {
 	kind    Kind
-	remains bool           // connections of an earlier socket remain on the address
-	addr    netip.AddrPort // invalid: the kernel has to be asked
+	remains bool // connections of an earlier socket remain on the address
 
 	mu sync.Mutex
 	fd int // -1: closed
@@ -70,13 +69,7 @@ func (s *Socket) Bind(addr netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	if err := ignoringEINTR(func() error { return unix.Bind(s.fd, name) }); err != nil {
-		return os.NewSyscallError("bind", err)
-	}
-	if ip := addr.Addr(); addr.Port() != 0 && ip.IsValid() && ip.Is6() == s.kind.V6 && ip.Zone() == "" {
-		s.addr = addr // there is nothing that the kernel could have chosen
-	}
-	return nil
+	return os.NewSyscallError("bind", ignoringEINTR(func() error { return unix.Bind(s.fd, name) }))
 }
 
 // BindOverRemains is Bind where nothing but what remains of earlier connections, in TIME_WAIT for one, may be in the way. It
@@ -172,9 +165,6 @@ func (s *Socket) Addr() (netip.AddrPort, error) {
 	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return netip.AddrPort{}, net.ErrClosed
-	}
-	if s.addr.IsValid() {
-		return s.addr, nil
 	}
 	name, err := unix.Getsockname(s.fd)
 	if err != nil {

@@ -229,6 +229,31 @@ func TestDiagnose(t *testing.T) {
 	require.Equal(t, []int{first.Process.Pid, second.Process.Pid}, pids(s.Diagnose(ctx)))
 }
 
+// A process is looked at once for all of its sockets.
+func TestRecordedPIDsOfSeveralSockets(t *testing.T) {
+	self := proc.Self()
+	var records []*registry.Record
+	var found []sockets.Socket
+	want := map[uint64]int{}
+	for i := range 5 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		t.Cleanup(func() { ln.Close() })
+		inode := sockets.InodeOf(ln)
+		require.NotZero(t, inode)
+		found = append(found, sockets.Socket{Network: "tcp", Inode: inode})
+		records = append(records, &registry.Record{PID: self.PID, Start: self.Start, Inode: inode})
+		want[inode] = self.PID
+		if i == 3 { // closed meanwhile
+			require.NoError(t, ln.Close())
+			delete(want, inode)
+		}
+	}
+	records[4].Start++ // of a process before this one
+	delete(want, found[4].Inode)
+	require.Equal(t, want, recordedPIDs(records, found))
+}
+
 func startOf(t testing.TB, c *child) uint64 {
 	t.Helper()
 	start, err := proc.Start(c.Process.Pid)

@@ -59,7 +59,7 @@ func Join(path string) (*Place, error) {
 			}
 			return p, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) { // the latter from os.MkdirAll, where it is taken away meanwhile
 			return nil, err
 		}
 	}

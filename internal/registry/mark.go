@@ -20,12 +20,12 @@ type Mark struct {
 	lock *flock.Flock // shared
 }
 
-// Released is the directory, where there may be a record in it that is [Released]; else nil.
-func (p Place) Released() *Dir {
-	if !p.May(releasedMark) {
+// OpenIfReleased is the directory where there may be a record in it that is [Released]; else nil.
+func (l Location) OpenIfReleased() *Dir {
+	if !l.MayHave(releasedMark) {
 		return nil
 	}
-	d, err := p.Open()
+	d, err := l.Open()
 	if err != nil || sweep(d.PathOf(releasedMark)) {
 		return nil
 	}
@@ -36,7 +36,7 @@ func (p Place) Released() *Dir {
 func (d *Dir) MarkReleased() (*Mark, error) {
 	const patience = 200 * time.Millisecond // whoever takes a mark away has it for microseconds, if he has a processor
 	path := d.PathOf(releasedMark)
-	for begin := time.Now(); ; {
+	for begin := time.Now(); time.Since(begin) < patience; {
 		lock := flock.New(path, flock.SetFlag(os.O_CREATE|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
 		shared, err := lock.TryRLock()
 		if err != nil {
@@ -56,11 +56,9 @@ func (d *Dir) MarkReleased() (*Mark, error) {
 			_ = lock.Unlock() // of a file that is gone: nothing to report
 			continue
 		}
-		if time.Since(begin) >= patience {
-			return nil, fmt.Errorf("mark %s: %w", path, ErrHeld)
-		}
 		time.Sleep(time.Millisecond)
 	}
+	return nil, fmt.Errorf("mark %s: %w", path, ErrHeld)
 }
 
 // Remove takes the mark away, unless others have it too.
@@ -72,11 +70,21 @@ func (m *Mark) Remove() error {
 	return nil
 }
 
-// sweep takes a mark away that nobody has, and tells whether it is gone.
-func sweep(path string) bool {
-	lock, err := tryLockFile(path, 0)
+// sweep takes a mark away that nobody has, and tells whether it is gone. It opens the file for reading only, so that nobody who
+// watches the directory is told of the look.
+func sweep(path string) (gone bool) {
+	lock := flock.New(path, flock.SetFlag(os.O_RDONLY|noFollow|nonBlock))
+	locked, err := lock.TryLock()
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
-	return lock.Release() == nil
+	if !locked {
+		return false
+	}
+	info, err := lock.Stat()
+	if err != nil || usable(info) != nil || !isNamed(info, path) { // in the last case, somebody has made another
+		_ = lock.Unlock() // it was only a look
+		return false
+	}
+	return (&Lock{path: path, file: info, lock: lock}).Release() == nil
 }

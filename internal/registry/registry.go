@@ -1,6 +1,8 @@
 // Package registry keeps locks and records: one file an address, locked as long as its listener is open, with the
 // record of who holds it inside.
 //
+// Beside these there are claims, such as places in a queue, and the mark that some address is released.
+//
 // The lock is a courtesy between cooperating processes; only a bind decides who has an address. The kernel frees a lock
 // when its process dies, so a lock that can be taken marks a stale record. Whatever stands in a file is treated as a
 // claim: it is used only after the kernel confirmed it.
@@ -146,12 +148,12 @@ func Kind(network string) string {
 	return strings.TrimRight(network, "46")
 }
 
-// A Place is where a state directory may be. Nobody has looked yet whether it is safe to use, so it answers only what does not
-// need to be believed: whether a closer look is worth it. In the zero Place there is nothing.
-type Place struct{ path string }
+// A Location is where a state directory may be. Nobody has looked yet whether it is safe to use, so it answers only what does not
+// need to be believed: whether a closer look is worth it. At the zero Location there is nothing.
+type Location struct{ path string }
 
 // A Dir is a state directory that was found safe to use.
-type Dir struct{ Place }
+type Dir struct{ Location }
 
 // Default is the state directory of this user: berth below $XDG_RUNTIME_DIR, for root below /run, else berth-<uid> in
 // the directory for temporary files. A runtime directory that belongs to somebody else, as after `su`, does not count.
@@ -173,33 +175,33 @@ func Default() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("berth-%d", uid))
 }
 
-// Locate makes a path a place, wherever the working directory is later. An empty path means [Default].
-func Locate(path string) (Place, error) {
+// Locate is where a path leads, wherever the working directory is later. An empty path means [Default].
+func Locate(path string) (Location, error) {
 	if path == "" {
 		path = Default()
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {
-		return Place{}, fmt.Errorf("state directory: %w", err)
+		return Location{}, fmt.Errorf("state directory: %w", err)
 	}
-	return Place{path}, nil
+	return Location{path}, nil
 }
 
-// Open is [Place.Open] for a path.
+// Open is [Location.Open] for a path.
 func Open(path string) (*Dir, error) {
-	place, err := Locate(path)
+	location, err := Locate(path)
 	if err != nil {
 		return nil, err
 	}
-	return place.Open()
+	return location.Open()
 }
 
 // Open makes the directory where it is missing (0700) and checks that it can be trusted: a directory, no symbolic link,
 // of this user, and not writable for others.
-func (p Place) Open() (*Dir, error) {
-	path := p.path
+func (l Location) Open() (*Dir, error) {
+	path := l.path
 	if isTrusted(path) {
-		return &Dir{p}, nil
+		return &Dir{l}, nil
 	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -214,7 +216,7 @@ func (p Place) Open() (*Dir, error) {
 	if err := trusted(info); err != nil {
 		return nil, fmt.Errorf("state directory %s %w", path, err)
 	}
-	return &Dir{p}, nil
+	return &Dir{l}, nil
 }
 
 // Existing is Open for a reader: it makes nothing, and a missing directory is an error that is fs.ErrNotExist.
@@ -243,11 +245,11 @@ func trusted(info fs.FileInfo) error {
 }
 
 // Path is the directory's path.
-func (p Place) Path() string { return p.path }
+func (l Location) Path() string { return l.path }
 
-// May tells whether there may be a file of that name.
-func (p Place) May(name string) bool {
-	return p.path != "" && mayExist(p.path+string(filepath.Separator)+name)
+// MayHave tells whether there may be a file of that name.
+func (l Location) MayHave(name string) bool {
+	return l.path != "" && mayExist(l.path+string(filepath.Separator)+name)
 }
 
 // PathFor is the path of the file for an address as the kernel reports it, whether there is one or not.
@@ -304,7 +306,7 @@ func lockFile(path string, flag int) (*Lock, error) {
 
 // isReleased tells whether a lock is of an address that its owner keeps for somebody else.
 func isReleased(path string) bool {
-	entry, err := (&Dir{Place{filepath.Dir(path)}}).read(filepath.Base(path))
+	entry, err := (&Dir{Location{filepath.Dir(path)}}).read(filepath.Base(path))
 	return err == nil && entry.Err == nil && entry.Record.State == Released
 }
 

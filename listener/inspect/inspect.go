@@ -189,7 +189,7 @@ func resolve(ctx context.Context, network, address string) (net.Addr, error) {
 }
 
 // unsettled tells whether sockets and records do not match. They are looked at one after the other, so that is also how a
-// service appears that starts or ends at this moment.
+// service appears that starts or ends at this moment. What stays so, such as a damaged record, costs a pause and a second look.
 func (r Report) unsettled() bool { return r.State == Locked || len(r.Records) > 0 }
 
 // pause gives a service that starts or ends the time to do so. It takes microseconds, if it has a processor.
@@ -211,7 +211,10 @@ func (o Options) report(ctx context.Context, report Report, target sockets.Targe
 		o.pause(ctx)
 		looked, err = o.look(ctx, report, target, list)
 	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return Report{}, ctx.Err()
+	case err != nil:
 		return Report{}, fmt.Errorf("inspect %s %s: %w", report.Network, report.Address, err)
 	}
 	return looked, nil

@@ -102,9 +102,9 @@ func TestServicesThatStartOrEndDuringALook(t *testing.T) {
 		})
 	}
 	t.Run("a damaged record stays one", func(t *testing.T) {
-		dir := t.TempDir()
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "tcp-any-31999.lock"), []byte("{"), 0o600))
-		report, err := Options{StateDir: dir}.Port(t.Context(), "tcp", 31999)
+		dir, port := t.TempDir(), freePort(t)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "tcp-any-"+strconv.Itoa(port)+".lock"), []byte("{"), 0o600))
+		report, err := Options{StateDir: dir}.Port(t.Context(), "tcp", port)
 		require.NoError(t, err)
 		require.Len(t, report.Records, 1)
 	})
