@@ -76,9 +76,11 @@ func (c *Config) Reserve(ctx context.Context, network string, addresses ...strin
 // reserve is Reserve, with what the binder finds. Lock and record are written so much later, if there is still a reservation to
 // record by then.
 func (c *Config) reserve(ctx context.Context, network string, b *binder, recordAfter time.Duration) (*Reservation, error) {
-	r := &Reservation{config: c, since: time.Now(), done: make(chan struct{})}
+	r := &Reservation{
+		config: c, since: time.Now(), done: make(chan struct{}),
+		from: attempt[parts]{config: c, op: "reserve", network: network, requested: b.requested, take: b.take(ctx), bind: b.bind, addrOf: parts.addr},
+	}
 	a := &r.from
-	*a = attempt[parts]{config: c, op: "reserve", network: network, requested: b.requested, take: b.take(ctx), bind: b.bind, addrOf: parts.addr}
 	if c.OnEvent != nil {
 		a.asked = r.since
 	}

@@ -415,10 +415,14 @@ func keptBy(state registry.Location, network string, addr net.Addr) error {
 }
 
 func keptAt(state registry.Location, target sockets.Target) error {
-	records := state.OpenIfReleased()
-	if records == nil || target.Path != "" {
-		return nil
+	if records := state.OpenIfReleased(); records != nil && target.Path == "" {
+		return keptIn(records, target)
 	}
+	return nil
+}
+
+// keptIn reads the records. It is apart so that the usual case needs no room on the stack for it.
+func keptIn(records *registry.Dir, target sockets.Target) error {
 	own := target.Addr.Addr()
 	if !own.IsValid() {
 		own = netip.IPv6Unspecified()
