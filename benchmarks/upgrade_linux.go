@@ -259,6 +259,9 @@ func (v *versions) firstAnswer() (outcome, error) {
 			return outcome{took: took}, v.settle()
 		}
 		if took > 10*time.Second {
+			if err == nil {
+				err = fmt.Errorf("pid %d still answers", pid)
+			}
 			return outcome{}, fmt.Errorf("no answer of a new version in %v: %w", took, err)
 		}
 	}

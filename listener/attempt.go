@@ -429,6 +429,10 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 	if a.records != nil {
 		state = a.records.Location
 	}
+	// Whether anything is released is asked often enough to notice it, and not of each port.
+	const fresh = time.Millisecond
+	var released *registry.Dir
+	var looked time.Time
 	const passes = 3
 	for range passes {
 		lost := false
@@ -437,7 +441,13 @@ func (a *attempt[S]) rebind(ctx context.Context, target sockets.Target, ranges [
 			for port := int(r.First); port <= int(r.Last); port++ {
 				// Also after the bind, in case that it is released just now; before, since to whoever keeps it the bind would look as if
 				// it were taken for good.
-				if taken.Has(uint16(port)) || keptAt(state, onPort(target, uint16(port))) != nil {
+				if taken.Has(uint16(port)) {
+					continue
+				}
+				if time.Since(looked) > fresh {
+					released, looked = state.OpenIfReleased(), time.Now()
+				}
+				if released != nil && keptIn(released, onPort(target, uint16(port))) != nil {
 					continue
 				}
 				if err := ctx.Err(); err != nil {

@@ -407,16 +407,10 @@ func (*keptError) Is(target error) bool { return target == syscall.EADDRINUSE }
 // keptBy tells whether a cooperating process has released the address for another that is about to bind it. An address that
 // covers this one, or that it covers, counts too, as far as they are the usual ones. Nil means that it is free.
 func keptBy(state registry.Location, network string, addr net.Addr) error {
-	target, ok := sockets.TargetOf(network, addr)
-	if !ok {
-		return nil
-	}
-	return keptAt(state, target)
-}
-
-func keptAt(state registry.Location, target sockets.Target) error {
-	if records := state.OpenIfReleased(); records != nil && target.Path == "" {
-		return keptIn(records, target)
+	if records := state.OpenIfReleased(); records != nil {
+		if target, ok := sockets.TargetOf(network, addr); ok && target.Path == "" {
+			return keptIn(records, target)
+		}
 	}
 	return nil
 }

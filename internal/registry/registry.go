@@ -294,20 +294,18 @@ func lockFile(path string, flag int) (*Lock, error) {
 			return lock, err
 		}
 		if time.Since(begin) >= handover && held(path) {
-			if !isReleased(path) {
+			entry, gone := (&Dir{Location{filepath.Dir(path)}}).read(filepath.Base(path))
+			switch {
+			case gone != nil: // it is freed at this moment
+			case entry.Err == nil && entry.Record.State == Released:
+				limit = noticing
+			default:
 				return nil, err
 			}
-			limit = noticing
 		}
 		time.Sleep(time.Millisecond)
 	}
 	return nil, fmt.Errorf("lock %s: %w", path, ErrHeld)
-}
-
-// isReleased tells whether a lock is of an address that its owner keeps for somebody else.
-func isReleased(path string) bool {
-	entry, err := (&Dir{Location{filepath.Dir(path)}}).read(filepath.Base(path))
-	return err == nil && entry.Err == nil && entry.Record.State == Released
 }
 
 // tryLockFile tries once. The error is [ErrHeld] where somebody has the lock, a reader too, and errReplaced where the file
@@ -419,6 +417,8 @@ type Entry struct {
 	Port    uint16 // from the file's name; 0 for Unix sockets
 	Record  Record
 	Err     error // why there is no Record: damaged, of a future version, unreadable
+
+	Modified time.Time // zero where this cannot be seen
 }
 
 // Held tells whether the owner of the record still has the lock. Without it, the record is stale.
@@ -465,6 +465,7 @@ func (d *Dir) read(name string) (Entry, error) {
 	defer func() { _ = file.Close() }() // it was only read
 	info, err := file.Stat()
 	if err == nil {
+		entry.Modified = info.ModTime()
 		err = usable(info)
 	}
 	if err == nil {

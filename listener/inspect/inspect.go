@@ -65,6 +65,8 @@ type Report struct {
 
 	// Recommendations are what a person can do to get the address, the most useful first; none where it is available.
 	Recommendations []string
+
+	changing bool // what is wrong with a record is so new that it may be in the making
 }
 
 // String is one line.
@@ -189,8 +191,8 @@ func resolve(ctx context.Context, network, address string) (net.Addr, error) {
 }
 
 // unsettled tells whether sockets and records do not match. They are looked at one after the other, so that is also how a
-// service appears that starts or ends at this moment. What stays so, such as a damaged record, costs a pause and a second look.
-func (r Report) unsettled() bool { return r.State == Locked || len(r.Records) > 0 }
+// service appears that starts or ends at this moment.
+func (r Report) unsettled() bool { return r.State == Locked || r.changing }
 
 // pause gives a service that starts or ends the time to do so. It takes microseconds, if it has a processor.
 func (o Options) pause(ctx context.Context) {
@@ -261,6 +263,7 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 	var owner *registry.Record // of a lock without a socket
 	for _, entry := range entries {
 		held := entry.Held()
+		wrong := len(r.Records)
 		switch {
 		case entry.Err != nil && held:
 			r.Records = append(r.Records, fmt.Sprintf("%v, while a process holds its lock", entry.Err))
@@ -273,6 +276,9 @@ func (r *Report) judge(target sockets.Target, entries []registry.Entry) {
 			r.Service, r.Until = entry.Record.Name, entry.Record.Until
 		default:
 			owner = &entry.Record
+		}
+		if len(r.Records) > wrong && time.Since(entry.Modified).Abs() < time.Second {
+			r.changing = true
 		}
 	}
 	has := func(s sockets.State) bool {

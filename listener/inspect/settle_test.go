@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -101,11 +102,18 @@ func TestServicesThatStartOrEndDuringALook(t *testing.T) {
 			}
 		})
 	}
-	t.Run("a damaged record stays one", func(t *testing.T) {
-		dir, port := t.TempDir(), freePort(t)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "tcp-any-"+strconv.Itoa(port)+".lock"), []byte("{"), 0o600))
-		report, err := Options{StateDir: dir}.Port(t.Context(), "tcp", port)
-		require.NoError(t, err)
-		require.Len(t, report.Records, 1)
+	t.Run("a damaged record", func(t *testing.T) {
+		for _, age := range []time.Duration{0, time.Hour} {
+			dir, port := t.TempDir(), freePort(t)
+			path := filepath.Join(dir, "tcp-any-"+strconv.Itoa(port)+".lock")
+			require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+			then := time.Now().Add(-age)
+			require.NoError(t, os.Chtimes(path, then, then))
+			looks := 0
+			report, err := Options{StateDir: dir, settle: func(context.Context) { looks++ }}.Port(t.Context(), "tcp", port)
+			require.NoError(t, err)
+			require.Len(t, report.Records, 1)
+			require.Equal(t, age == 0, looks == 1, "only a new one may be in the making")
+		}
 	})
 }
