@@ -120,6 +120,7 @@ type leasing struct {
 	parts    []string // of the network
 	offer    offer    // of all ports; each lease has them in an order of its own. Empty until run
 	ports    []strategy.Range
+	address  string // of the ports
 	names    []string
 	log      *slog.Logger
 	location registry.Location // of state
@@ -133,13 +134,11 @@ type leasing struct {
 func (p *Pool) newLeasing(names []string) (_ *leasing, err error) {
 	l := &leasing{pool: p, config: p.Config, names: names, log: p.Config.logger(), recordAfter: recordAfter}
 	l.config.Strategy = strategy.FailFast{}
-	if len(names) == 1 && names[0] != "" {
-		l.config.Name = names[0]
-	}
 	l.location, l.lost = registry.Locate(p.Config.StateDir)
 	if l.ports, err = p.ports(); err != nil {
 		return nil, &net.OpError{Op: "reserve", Net: p.network(), Err: err}
 	}
+	l.address = p.address(l.ports)
 	return l, nil
 }
 
@@ -201,11 +200,7 @@ func rangesText(ranges []strategy.Range) string {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.WriteString(strconv.Itoa(int(r.First)))
-		if r.Last != r.First {
-			b.WriteByte('-')
-			b.WriteString(strconv.Itoa(int(r.Last)))
-		}
+		b.WriteString(r.String())
 	}
 	return b.String()
 }
@@ -293,7 +288,7 @@ func (l *leasing) wait(ctx context.Context, full error) ([]*Reservation, error) 
 		waiting, cancel = context.WithTimeout(ctx, l.pool.Wait)
 	}
 	defer cancel()
-	l.log.LogAttrs(ctx, slog.LevelDebug, "waiting for a port", slog.String("pool", l.pool.address(l.ports)))
+	l.log.LogAttrs(ctx, slog.LevelDebug, "waiting for a port", slog.String("pool", l.address))
 
 	pause, first, begin := retryFirst, false, time.Now()
 	var tried time.Time
@@ -365,16 +360,14 @@ func (l *leasing) try(ctx context.Context) ([]*Reservation, error) {
 }
 
 func (l *leasing) tryOne(ctx context.Context, name string) (*Reservation, error) {
-	config := &l.config
-	if name != "" && name != config.Name {
-		own := l.config
-		own.Name = name
-		config = &own
+	config := l.config
+	if name != "" {
+		config.Name = name
 	}
 	order := rotate(l.ports, rand.N(count(l.ports)))
 	// Whatever the order, a Source is asked for all of the ports, and they are handed on so: the next version of the program need
 	// not know why one of them came first.
-	b := &binder{config: config, parts: l.parts, requested: l.pool.address(l.ports), state: l.location, offers: make([]offer, 0, 2)}
+	b := &binder{config: &config, parts: l.parts, requested: l.address, state: l.location, offers: make([]offer, 0, 2)}
 	add := func(ports []strategy.Range) {
 		o := l.offer
 		o.ports = ports
@@ -475,7 +468,7 @@ func rotate(ranges []strategy.Range, n int) []strategy.Range {
 
 // failure is the error of a pool that has no port: full is that of the last bind, cause what ended the wait.
 func (l *leasing) failure(full, cause error) error {
-	e := &PoolError{Address: l.pool.address(l.ports), Ports: count(l.ports), Cause: cause, status: l.pool.statusOnce()}
+	e := &PoolError{Address: l.address, Ports: count(l.ports), Cause: cause, status: l.pool.statusOnce()}
 	var call *os.SyscallError
 	if errors.As(full, &call) {
 		e.Err = portable(call)

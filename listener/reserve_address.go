@@ -91,15 +91,15 @@ func (o offer) portText() string {
 	}
 	ports := slices.Clone(o.ports)
 	slices.SortFunc(ports, func(a, b strategy.Range) int { return int(a.First) - int(b.First) })
-	var texts []string
+	var merged []strategy.Range
 	for i := 0; i < len(ports); {
 		r := ports[i]
 		for i++; i < len(ports) && r.Last != 0 && int(ports[i].First) <= int(r.Last)+1; i++ {
 			r.Last = max(r.Last, ports[i].Last)
 		}
-		texts = append(texts, r.String())
+		merged = append(merged, r)
 	}
-	return strings.Join(texts, ",")
+	return rangesText(merged)
 }
 
 var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}

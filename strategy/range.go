@@ -19,7 +19,7 @@ func (r Range) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
 	}
-	return fmt.Sprintf("%d-%d", r.First, r.Last)
+	return strconv.Itoa(int(r.First)) + "-" + strconv.Itoa(int(r.Last))
 }
 
 // ParseRanges reads port ranges such as "3000-3010,8000-8010,9000". Spaces around numbers do not count. "0" alone is

@@ -155,12 +155,9 @@ func recordedPIDs(records []*registry.Record, inTheWay []sockets.Socket) map[uin
 		pid   int
 		start uint64
 	}
-	var said map[process][]uint64
+	said := map[process][]uint64{}
 	for i, socket := range inTheWay {
-		if r := records[i]; r != nil && r.Inode == socket.Inode && r.Inode != 0 {
-			if said == nil {
-				said = map[process][]uint64{}
-			}
+		if r := records[i]; r != nil && r.Inode == socket.Inode {
 			p := process{r.PID, r.Start}
 			said[p] = append(said[p], r.Inode)
 		}

@@ -24,9 +24,6 @@ import (
 // A socket can be held without a descriptor of its process: by a message that carries it, unix(7), by io_uring, and
 // by a thread with a descriptor table of its own, unshare(2). These are not seen.
 func Holds(pid int, inode uint64) (bool, error) {
-	if inode == 0 && pid > 0 {
-		return false, nil
-	}
 	held, err := Held(pid, []uint64{inode})
 	return len(held) > 0, err
 }
@@ -36,9 +33,12 @@ func Held(pid int, inodes []uint64) (held []uint64, err error) {
 	if pid < 1 {
 		return nil, &goneError{pid}
 	}
-	wanted := slices.Clone(inodes)
+	wanted := slices.DeleteFunc(slices.Clone(inodes), func(inode uint64) bool { return inode == 0 }) // no socket has it
 	slices.Sort(wanted)
 	wanted = slices.Compact(wanted)
+	if len(wanted) == 0 {
+		return nil, nil
+	}
 	err = newVisitor(wanted).visit(pid, everyDescriptor, func(inode uint64) (ended bool) {
 		held = append(held, inode)
 		return len(held) == len(wanted)

@@ -4,7 +4,6 @@ package registry
 
 import (
 	"io/fs"
-	"os"
 	"syscall"
 )
 
@@ -15,13 +14,6 @@ const (
 	recordOffset = 0
 	removeLocked = true
 )
-
-// isTrusted is what trusted is nil for, at less expense. False means that trusted is to be asked.
-func isTrusted(path string) bool {
-	var stat syscall.Stat_t
-	err := syscall.Lstat(path, &stat)
-	return err == nil && stat.Mode&syscall.S_IFMT == syscall.S_IFDIR && int(stat.Uid) == os.Geteuid() && stat.Mode&0o022 == 0
-}
 
 // mayExist is false where there is no such file. It asks for no memory, unlike os.Lstat, which in a process that has just
 // started costs more than the look.

@@ -200,9 +200,6 @@ func Open(path string) (*Dir, error) {
 // of this user, and not writable for others.
 func (l Location) Open() (*Dir, error) {
 	path := l.path
-	if isTrusted(path) {
-		return &Dir{l}, nil
-	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
@@ -311,8 +308,13 @@ func lockFile(path string, flag int) (*Lock, error) {
 // tryLockFile tries once. The error is [ErrHeld] where somebody has the lock, a reader too, and errReplaced where the file
 // was removed between open and lock.
 func tryLockFile(path string, flag int) (*Lock, error) {
-	lock := flock.New(path, flock.SetFlag(flag|os.O_RDWR|noFollow|nonBlock), flock.SetPermissions(0o600))
-	locked, err := lock.TryLock()
+	return tryLock(path, flag|os.O_RDWR, (*flock.Flock).TryLock)
+}
+
+// tryLock is tryLockFile with all flags of the open, and for a lock of either kind.
+func tryLock(path string, flag int, try func(*flock.Flock) (bool, error)) (*Lock, error) {
+	lock := flock.New(path, flock.SetFlag(flag|noFollow|nonBlock), flock.SetPermissions(0o600))
+	locked, err := try(lock)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
